@@ -50,6 +50,7 @@ class Stage1LossConfig:
     "Weights of the Stage I losses (App. B.1 and the released settings)."
     reconstruction: float = 4.0        # weight of the mean squared error
     perceptual: str = 'resnet50'       # network of the perceptual loss: resnet50, shapes or none
+    perceptual_file: str = ''          # a local copy of the ResNet50 weights, instead of a download
     perceptual_weight: float = 0.1     # weight of the squared error between its logits
     commitment: float = 0.25           # weight of the pull of the latent towards its own sign
     entropy: float = 0.02              # weight of the entropy term
