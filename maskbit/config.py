@@ -224,7 +224,7 @@ def _shapes_tokenizer(steps, channels, lr):
     return Stage1Config(
         model=TokenizerConfig(bits=12, resolution=32, base_channels=channels, channel_mult=(1, 2, 2)),
         discriminator=DiscriminatorConfig(base_channels=32, stages=2),
-        loss=Stage1LossConfig(perceptual='shapes', gan_start=steps * 3 // 4, entropy_boost_steps=steps // 5),
+        loss=Stage1LossConfig(reconstruction=40.0, commitment=0.1, perceptual='shapes', gan_start=steps * 3 // 4, entropy_boost_steps=steps // 5),
         optim=OptimConfig(lr=lr, warmup=min(100, steps // 10), ema=0.995),
         train=TrainConfig(steps=steps, batch=32, microbatch=32, save_every=max(100, steps // 10)))
 
@@ -245,11 +245,11 @@ def _stage2_paper(bits, s, t, m):
     return Stage2Config(model=GeneratorConfig(bits=bits), sample=SampleConfig(64, s, t, m))
 
 
-STAGE1 = {'tiny': _shapes_tokenizer(600, 24, 1e-3), 'shapes': _shapes_tokenizer(9000, 48, 5e-4),
+STAGE1 = {'tiny': _shapes_tokenizer(400, 24, 1e-3), 'shapes': _shapes_tokenizer(3500, 32, 1e-3),
           **{f'paper-{k}bit': _stage1_paper(k) for k in (10, 12, 14, 16, 18)}}
 
 # bits: guidance_scale, temperature, scale_pow of the paper's 64-step results
-STAGE2 = {'tiny': _shapes_generator(600, 128, 4, 1e-3), 'shapes': _shapes_generator(9000, 192, 6, 5e-4),
+STAGE2 = {'tiny': _shapes_generator(600, 128, 4, 1e-3), 'shapes': _shapes_generator(2500, 192, 6, 1e-3),
           **{f'paper-{k}bit': _stage2_paper(k, *stm) for k, stm in
              {10: (6.4, 10.5, 2.5), 12: (7.1, 8.2, 3.0), 14: (7.1, 7.8, 3.0), 16: (6.5, 7.5, 2.5), 18: (5.7, 8.5, 2.5)}.items()}}
 
