@@ -245,11 +245,11 @@ def _stage2_paper(bits, s, t, m):
     return Stage2Config(model=GeneratorConfig(bits=bits), sample=SampleConfig(64, s, t, m))
 
 
-STAGE1 = {'tiny': _shapes_tokenizer(400, 24, 1e-3), 'shapes': _shapes_tokenizer(1500, 32, 1e-3),
+STAGE1 = {'tiny': _shapes_tokenizer(400, 24, 1e-3), 'shapes': _shapes_tokenizer(3000, 32, 1e-3),
           **{f'paper-{k}bit': _stage1_paper(k) for k in (10, 12, 14, 16, 18)}}
 
 # bits: guidance_scale, temperature, scale_pow of the paper's 64-step results
-STAGE2 = {'tiny': _shapes_generator(600, 128, 4, 1e-3), 'shapes': _shapes_generator(1200, 192, 4, 1e-3),
+STAGE2 = {'tiny': _shapes_generator(600, 128, 4, 1e-3), 'shapes': _shapes_generator(2500, 192, 4, 1e-3),
           **{f'paper-{k}bit': _stage2_paper(k, *stm) for k, stm in
              {10: (6.4, 10.5, 2.5), 12: (7.1, 8.2, 3.0), 14: (7.1, 7.8, 3.0), 16: (6.5, 7.5, 2.5), 18: (5.7, 8.5, 2.5)}.items()}}
 

@@ -33,10 +33,10 @@ def _star(tips, inner):
 def _disc(x, y, cx=0.0, cy=0.0, r=1.0): return ((x - cx) ** 2 + (y - cy) ** 2).sqrt() - r
 
 
-def _heart(x, y):
-    "Two discs and the point below them."
-    lobes = torch.minimum(_disc(x, y, -0.45, -0.3, 0.53), _disc(x, y, 0.45, -0.3, 0.53))
-    return torch.minimum(lobes, _polygon(x, y, [(-0.87, 0.02), (0.87, 0.02), (0.0, 1.0)]))
+def _heart(points=24):
+    "Corners of a heart with its tip down."
+    t = [2 * math.pi * (i + 0.5) / points for i in range(points)]
+    return [(math.sin(a) ** 3, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a) + 2.5) / 16) for a in t]
 
 # %% ../nbs/02_shapes.ipynb #outlines
 _CROSS = [(-.33, -1), (.33, -1), (.33, -.33), (1, -.33), (1, .33), (.33, .33), (.33, 1), (-.33, 1), (-.33, .33), (-1, .33), (-1, -.33), (-.33, -.33)]
@@ -50,7 +50,7 @@ OUTLINES = {
     'triangle':  lambda x, y: _polygon(x, y, [(0, -0.95), (0.95, 0.72), (-0.95, 0.72)]),
     'cross':     lambda x, y: _polygon(x, y, _CROSS),
     'star':      lambda x, y: _polygon(x, y, _star(5, 0.42)),
-    'heart':     _heart,
+    'heart':     lambda x, y: _polygon(x, y, _heart()),
     'arrow':     lambda x, y: _polygon(x, y, _ARROW),
     'hourglass': lambda x, y: _polygon(x, y, [(-.8, -.9), (.8, -.9), (.16, 0), (.8, .9), (-.8, .9), (-.16, 0)]),
 }
