@@ -6,12 +6,12 @@
 __all__ = ['reconstruction_metrics', 'code_metrics', 'frechet_distance', 'agreement']
 
 # %% ../nbs/07_metrics.ipynb #imports
-import math
 from pathlib import Path
 import torch
 from .classifier import Classifier
 from .config import check
 from .quantize import indices_to_bits
+from .shapes import CLASSES
 
 # %% ../nbs/07_metrics.ipynb #reconstruction
 def _hub_file(name):
@@ -73,4 +73,4 @@ def agreement(images,  # (B, 3, H, W) in [0, 1]
     "Share of pictures whose class the bundled classifier sees as asked, in all and by class."
     judge = Classifier.from_pretrained('shapes', 'classifier')
     right = torch.cat([judge(b).argmax(1) for b in images.split(256)]) == labels
-    return {'agreement': float(right.float().mean()), 'by_class': {k: float(right[labels == i].float().mean()) for i, k in enumerate(Shapes.classes) if (labels == i).any()}}
+    return {'agreement': float(right.float().mean()), 'by_class': {k: float(right[labels == i].float().mean()) for i, k in enumerate(CLASSES) if (labels == i).any()}}

@@ -1,0 +1,22 @@
+import matplotlib.cbook, numpy as np, pytest, torch
+from PIL import Image
+
+torch.set_num_threads(1)
+SMALL = ['--model.resolution', '32', '--model.base_channels', '8', '--train.steps', '6', '--train.batch', '4', '--train.microbatch', '4',
+         '--train.save_every', '2', '--discriminator.base_channels', '8', '--loss.gan_start', '3', '--loss.perceptual', 'none']
+SMALL_GENERATOR = ['--model.width', '32', '--model.heads', '2', '--model.depth', '1', '--model.mlp', '64', '--train.steps', '6',
+                   '--train.batch', '4', '--train.microbatch', '4', '--train.save_every', '2']
+
+
+@pytest.fixture
+def photos(tmp_path):
+    "Twelve crops of a photograph in two classes, and three files that are not pictures."
+    with Image.open(matplotlib.cbook.get_sample_data('grace_hopper.jpg')) as photo: photo = photo.convert('RGB').resize((128, 150))
+    for k, c in enumerate(('left', 'right')):
+        (tmp_path/'photos'/c).mkdir(parents=True)
+        for i in range(6): photo.crop((60 * k, 15 * i, 60 * k + 60, 15 * i + 50)).save(tmp_path/'photos'/c/f'{i}.png')
+    (tmp_path/'photos'/'left'/'notes.txt').write_text('not a picture')
+    (tmp_path/'photos'/'left'/'empty.jpg').touch()
+    whole = (tmp_path/'photos'/'right'/'0.png').read_bytes()
+    (tmp_path/'photos'/'right'/'cut.png').write_bytes(whole[:len(whole) // 2])
+    return tmp_path/'photos'

@@ -1,0 +1,113 @@
+"The main job through the command line: on a folder of photographs, stopped and continued, and with everything wrong that can be."
+import os, signal, subprocess, sys, time
+import pytest
+from PIL import Image
+from conftest import SMALL, SMALL_GENERATOR
+from maskbit.cli import main
+
+
+def same(a, b): return (a/'model'/'model.safetensors').read_bytes() == (b/'model'/'model.safetensors').read_bytes()
+
+
+def test_folder_of_photographs(photos, tmp_path, capsys):
+    main(['train-tokenizer', 'tiny', '--out', f'{tmp_path}/t', '--data.images', str(photos), *SMALL])
+    said = capsys.readouterr().out
+    assert '12 images, 3 files left out.' in said and 'empty.jpg: empty file' in said
+    main(['tokenize', '--tokenizer', f'{tmp_path}/t/model', '--data.images', str(photos), '--out', f'{tmp_path}/tokens', '--views', '2'])
+    main(['train-generator', 'tiny', '--tokens', f'{tmp_path}/tokens', '--out', f'{tmp_path}/g', *SMALL_GENERATOR])
+    main(['sample', '--generator', f'{tmp_path}/g/model', '--tokenizer', f'{tmp_path}/t/model', '--out', f'{tmp_path}/grid.png', '--columns', '3', '--steps', '4'])
+    assert Image.open(tmp_path/'grid.png').size == (3 * 33 + 1, 2 * 33 + 1)
+
+
+def test_no_sub_folders_means_one_class(photos, tmp_path):
+    main(['tokenize', '--tokenizer', 'shapes', '--data.images', str(photos/'left'), '--out', f'{tmp_path}/tokens'])
+    from maskbit.tokens import TokenCache
+    assert TokenCache(tmp_path/'tokens').classes == ['left']
+
+
+@pytest.mark.parametrize('kill', [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_continues_to_the_same_weights(tmp_path, kill):
+    def command(out): return [sys.executable, '-m', 'maskbit.cli', 'train-tokenizer', 'tiny', '--out', str(out), *SMALL, '--train.steps', '40', '--loss.gan_start', '10']
+    env = os.environ | {'OMP_NUM_THREADS': '1'}
+    subprocess.run(command(tmp_path/'whole'), check=True, env=env, capture_output=True)
+    run = subprocess.Popen(command(tmp_path/'stopped'), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.time() + 120
+    while len(list((tmp_path/'stopped').glob('checkpoints/*'))) < 2 and time.time() < deadline: time.sleep(0.02)
+    run.send_signal(kill)
+    said, _ = run.communicate(timeout=60)
+    assert not (tmp_path/'stopped'/'model').exists(), 'stopped too late to be a test'
+    assert kill is signal.SIGKILL or 'continues from the last checkpoint' in said
+    subprocess.run(command(tmp_path/'stopped'), check=True, env=env, capture_output=True)
+    assert same(tmp_path/'whole', tmp_path/'stopped')
+
+
+def test_a_stopped_generator_continues_to_the_same_weights(tmp_path):
+    main(['tokenize', '--tokenizer', 'shapes', '--out', f'{tmp_path}/tokens', '--data.train_size', '64'])
+    from maskbit.config import STAGE2
+    from maskbit.generator import train_generator
+    from maskbit.tokens import TokenCache
+    from dataclasses import replace
+    c = STAGE2['tiny']
+    c = replace(c, model=replace(c.model, width=32, heads=2, depth=1, mlp=64), train=replace(c.train, steps=6, batch=4, microbatch=2, save_every=2))
+    cache = TokenCache(tmp_path/'tokens')
+    train_generator(c, cache, tmp_path/'whole', quiet=True)
+
+    class Interrupted(TokenCache):
+        asked = 0
+        def fetch(self, *args):
+            self.asked += 1
+            if self.asked > 7: raise KeyboardInterrupt
+            return super().fetch(*args)
+
+    with pytest.raises(KeyboardInterrupt): train_generator(c, Interrupted(tmp_path/'tokens'), tmp_path/'stopped', quiet=True)
+    assert not (tmp_path/'stopped'/'model').exists()
+    train_generator(c, cache, tmp_path/'stopped', quiet=True)
+    assert same(tmp_path/'whole', tmp_path/'stopped')
+
+
+WRONG = {
+    'no folder': (['tokenize', '--tokenizer', 'shapes', '--out', 'x', '--data.images', 'nowhere'], 'There is no folder nowhere'),
+    'no preset': (['train-tokenizer', 'paper-11bit', '--out', 'x'], 'paper-11bit'),
+    'no field': (['train-tokenizer', 'tiny', '--out', 'x', '--model.bit', '10'], '--model.bit'),
+    'not a number': (['train-tokenizer', 'tiny', '--out', 'x', '--model.bits', 'ten'], 'ten'),
+    'groups': (['train-generator', 'tiny', '--tokens', 'x', '--out', 'y', '--model.groups', '5'], 'choose a divisor of 12'),
+    'stride': (['train-tokenizer', 'tiny', '--out', 'x', '--model.resolution', '30'], 'choose a multiple of 4'),
+    'no tokenizer': (['tokenize', '--tokenizer', 'nowhere', '--out', 'x'], "There is no tokenizer 'nowhere'"),
+    'no cache': (['train-generator', 'tiny', '--tokens', 'nowhere', '--out', 'x'], 'nowhere'),
+    'no such label': (['sample', '--generator', 'shapes', '--tokenizer', 'shapes', '--out', 'x.png', '--labels', '10'], '10'),
+}
+
+
+@pytest.mark.parametrize('args, says', WRONG.values(), ids=WRONG)
+def test_one_sentence_that_says_what_to_do(args, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as e: main(args)
+    assert e.value.code == 2
+    said = capsys.readouterr()
+    assert says in said.err + said.out and 'Traceback' not in said.err
+    assert not list(tmp_path.iterdir()), 'nothing may be written before the input is checked'
+
+
+def test_an_empty_class_is_named(photos, tmp_path, capsys):
+    (photos/'none').mkdir()
+    with pytest.raises(SystemExit): main(['tokenize', '--tokenizer', 'shapes', '--out', f'{tmp_path}/x', '--data.images', str(photos)])
+    assert 'The class none' in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_not_loaded(tmp_path, capsys):
+    main(['train-tokenizer', 'tiny', '--out', f'{tmp_path}/t', *SMALL])
+    file = tmp_path/'t'/'model'/'model.safetensors'
+    data = bytearray(file.read_bytes()); data[-1] ^= 1; file.write_bytes(data)
+    with pytest.raises(SystemExit): main(['tokenize', '--tokenizer', f'{tmp_path}/t/model', '--out', f'{tmp_path}/x'])
+    assert 'model.safetensors' in capsys.readouterr().err
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
+    "A file size limit stands in for the full disk: the write fails half-way, as it would there."
+    limit = 'import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); '
+    command = ['train-tokenizer', 'tiny', '--out', f'{tmp_path}/t', *SMALL]
+    main([*command, '--train.steps', '4'])
+    before = sorted((tmp_path/'t'/'checkpoints').iterdir())
+    failed = subprocess.run([sys.executable, '-c', limit + f'from maskbit.cli import main; main({[*command, "--out", str(tmp_path/"u")]!r})'], capture_output=True, text=True)
+    assert failed.returncode != 0
+    assert not list((tmp_path/'u'/'checkpoints').glob('[0-9]*')) and before
