@@ -13,7 +13,7 @@ setup(
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='Apache-2.0',
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3'],
     packages=find_packages(include=['maskbit', 'maskbit.*']),
-    package_data={'maskbit': ['assets/*/*', 'assets/*.html']},
+    package_data={'maskbit': ['assets/*/*', 'assets/*.html', 'assets/*.json']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['maskbit=maskbit._modidx:d']},

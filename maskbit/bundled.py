@@ -6,20 +6,21 @@
 __all__ = ['train_judge', 'train_bundled']
 
 # %% ../nbs/35_bundled.ipynb #imports
-import json, time
+import json
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 import torch
-from .classifier import Classifier, ClassifierRun, ClassifierStage
+from .classifier import ClassifierRun, ClassifierStage
 from .config import STAGE1, STAGE2
 from .demo import measure
-from .generator import train_generator
+from .generator import Generator, train_generator
 from .shapes import Shapes
 from .stage1 import train_tokenizer
-from .storage import find_model, provenance
+from .storage import provenance
+from .tokenizer import Tokenizer
 from .tokens import TokenCache, write_cache
-from .training import fit
+from .training import fit, read_log
 
 # %% ../nbs/35_bundled.ipynb #train-bundled
 def train_judge(run, seed, **kwargs):
@@ -31,7 +32,7 @@ def train_judge(run, seed, **kwargs):
 
 def train_bundled(out): # folder of the runs
     "Train the bundled models, or continue; install them in the package's assets; write `bundled.json`."
-    out, assets, start = Path(out), Path(str(files('maskbit')))/'assets', time.time()
+    out, assets = Path(out), Path(str(files('maskbit')))/'assets'
     for seed, kind in enumerate(('classifier', 'perceptual')):
         train_judge(out/kind, seed, title=kind).cpu().save_pretrained(assets/f'shapes-{kind}', dtype=torch.float16)
     tok = train_tokenizer(STAGE1['shapes'], Shapes(), out/'tokenizer')
@@ -39,5 +40,6 @@ def train_bundled(out): # folder of the runs
     cache = TokenCache(out/'tokens') if (out/'tokens').exists() else write_cache(tok, Shapes(), out/'tokens')
     gen = train_generator(STAGE2['shapes'], cache, out/'generator')
     gen.cpu().save_pretrained(assets/'shapes-generator', dtype=torch.float16)
-    metrics, _ = measure(tok, gen, STAGE2['shapes'].sample, 1000)
-    (assets/'shapes-generator'/'bundled.json').write_text(json.dumps({'metrics': metrics, 'seconds': time.time() - start, 'provenance': provenance()}, indent=1))
+    metrics, _ = measure(Tokenizer.from_pretrained('shapes'), Generator.from_pretrained('shapes'), STAGE2['shapes'].sample, 1000)
+    seconds = {part: read_log(out/part)[-1]['seconds'] for part in ('classifier', 'perceptual', 'tokenizer', 'generator')}
+    (assets/'bundled.json').write_text(json.dumps({'metrics': metrics, 'seconds': seconds, 'provenance': provenance()}, indent=1))

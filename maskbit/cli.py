@@ -82,7 +82,7 @@ def sample(generator: str,                               # folder of a generator
            labels: tuple[int, ...] = (),                 # one row for each; none means every class
            columns: int = 8,                             # pictures in a row
            seed: int = 0,                                # the same seed, the same pictures
-           settings: tyro.conf.OmitArgPrefixes[SampleConfig] = SampleConfig(16, 2.0, 2.0)): # of the sampler
+           settings: tyro.conf.OmitArgPrefixes[SampleConfig] = STAGE2['shapes'].sample): # of the sampler
     "Draw a grid of images, one row for each label."
     import torch
     from dataclasses import asdict
@@ -116,4 +116,5 @@ def main(args=None): # words of the command line
     "The `maskbit` command."
     try: tyro.extras.subcommand_cli_from_dict(COMMANDS, prog='maskbit', description='Masked image generation from bit tokens.', args=args)
     except InputError as e: print(f'maskbit: {e}', file=sys.stderr); sys.exit(2)
+    except OSError as e: print(f'maskbit: {e.filename or "A file"} could not be read or written: {e.strerror or e}.', file=sys.stderr); sys.exit(1)
     except KeyboardInterrupt: print('\nStopped. The same command again continues from the last checkpoint.', file=sys.stderr); sys.exit(130)

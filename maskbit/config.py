@@ -235,7 +235,7 @@ def _shapes_generator(steps, width, depth, lr):
         model=GeneratorConfig(bits=12, groups=2, side=8, classes=10, width=width, depth=depth, heads=width // 32, mlp=4 * width),
         optim=OptimConfig(lr=lr, warmup=min(200, steps // 10), betas=(0.9, 0.96), weight_decay=0.045, ema=0.995),
         train=TrainConfig(steps=steps, batch=64, microbatch=64, save_every=max(100, steps // 10)),
-        sample=SampleConfig(steps=16, guidance_scale=2.0, temperature=2.0))
+        sample=SampleConfig(steps=16, guidance_scale=4.0, temperature=2.0))
 
 # %% ../nbs/00_config.ipynb #presets
 def _stage1_paper(bits): return Stage1Config(model=TokenizerConfig(bits=bits))
@@ -249,7 +249,7 @@ STAGE1 = {'tiny': _shapes_tokenizer(400, 24, 1e-3), 'shapes': _shapes_tokenizer(
           **{f'paper-{k}bit': _stage1_paper(k) for k in (10, 12, 14, 16, 18)}}
 
 # bits: guidance_scale, temperature, scale_pow of the paper's 64-step results
-STAGE2 = {'tiny': _shapes_generator(600, 128, 4, 1e-3), 'shapes': _shapes_generator(2500, 192, 4, 1e-3),
+STAGE2 = {'tiny': _shapes_generator(900, 128, 4, 1e-3), 'shapes': _shapes_generator(2500, 192, 4, 1e-3),
           **{f'paper-{k}bit': _stage2_paper(k, *stm) for k, stm in
              {10: (6.4, 10.5, 2.5), 12: (7.1, 8.2, 3.0), 14: (7.1, 7.8, 3.0), 16: (6.5, 7.5, 2.5), 18: (5.7, 8.5, 2.5)}.items()}}
 

@@ -6,12 +6,12 @@
 __all__ = ['measure', 'save_pictures', 'write_report', 'demo']
 
 # %% ../nbs/34_demo.ipynb #imports
-import base64, json, time
-from dataclasses import asdict, replace
+import base64, json
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 import torch
-from .config import STAGE1, STAGE2, SampleConfig
+from .config import STAGE1, STAGE2
 from .generator import Generator, train_generator
 from .metrics import agreement, code_metrics, frechet_distance, reconstruction_metrics
 from .sampling import sample
@@ -20,9 +20,10 @@ from .stage1 import train_tokenizer
 from .storage import provenance
 from .tokenizer import Tokenizer
 from .tokens import TokenCache, flip, write_cache
+from .training import read_log
 
 # %% ../nbs/34_demo.ipynb #measure
-def measure(tok, gen, cfg=SampleConfig(16, 2.0, 2.0), count=512, seed=0):
+def measure(tok, gen, cfg=STAGE2['shapes'].sample, count=512, seed=0):
     "(metrics, pictures) of a tokenizer and a generator on the validation split of Shapes."
     real, _ = Shapes(tok.config.resolution, 'validation').batch(torch.arange(count))
     indices = torch.cat([tok.encode(b) for b in real.split(128)])
@@ -67,7 +68,7 @@ def demo(folder,                     # where everything goes; an unfinished demo
          images=8000,                # in the token cache
          count=512):                 # pictures measured
     "Train, generate, measure and report; returns the metrics."
-    folder, start = Path(folder), time.time()
+    folder = Path(folder)
     data = Shapes(stage1.model.resolution, length=stage1.data.train_size, difficulty=stage1.data.difficulty)
     tok = train_tokenizer(stage1, data, folder/'tokenizer')
     cache = folder/'tokens'
@@ -78,7 +79,8 @@ def demo(folder,                     # where everything goes; an unfinished demo
     for name, (t, g) in {'this demo': (tok, gen), 'bundled': (Tokenizer.from_pretrained('shapes'), Generator.from_pretrained('shapes'))}.items():
         metrics, pictures = measure(t.cpu(), g.cpu(), stage2.sample, count)
         results[name] = metrics, save_pictures(pictures, folder, name.replace(' ', '-'))
-    write_report(folder, results, time.time() - start)
+    seconds = sum(read_log(folder/part)[-1]['seconds'] for part in ('tokenizer', 'generator'))
+    write_report(folder, results, seconds)
     m = results['this demo'][0]
     print(f'PSNR {m["psnr"]:.1f} dB, {m["agreement"]:.0%} of the samples show the class that was asked for. Open {folder}/report.html.')
     return {k: m for k, (m, _) in results.items()}

@@ -8,7 +8,7 @@ __all__ = ['lr_factor', 'Part', 'moving_average', 'split_batch', 'micro_batches'
            'train_step', 'fit', 'report', 'save_run']
 
 # %% ../nbs/05_training.ipynb #imports
-import contextlib, json, math, os, signal, threading
+import contextlib, json, math, os, signal, threading, time
 from pathlib import Path
 import torch
 from torch import nn
@@ -155,18 +155,20 @@ def open_run(run, config):
 class Log:
     "The log of a run, `log.jsonl`: appended to, and cut back to the step a run continues from."
     def __init__(self, run, start):
-        self.path = Path(run)/'log.jsonl'
-        lines = [r for r in read_log(run) if r['step'] <= start]
-        self.path.write_text(''.join(json.dumps(r) + '\n' for r in lines))
+        self.path, rows = Path(run)/'log.jsonl', [r for r in read_log(run) if r['step'] <= start]
+        self.path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+        self.start = time.time() - (rows[-1]['seconds'] if rows else 0)
 
-    def write(self, row):
+    def write(self, step, terms):
+        row = {'step': step, 'seconds': round(time.time() - self.start, 2)} | terms
         with self.path.open('a') as f: f.write(json.dumps(row) + '\n')
 
 
 def read_log(run):
-    "The rows of a run's log as dictionaries."
+    "The rows of a run's log as dictionaries: the step, the seconds trained so far, and the terms."
     path = Path(run)/'log.jsonl'
-    return [json.loads(l) for l in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(l) for l in lines if l.endswith('\n')]      # a killed write leaves half a line
 
 # %% ../nbs/05_training.ipynb #stop
 class StopSignal:
@@ -237,20 +239,33 @@ def fit(make_stage,     # function of a device that returns the `Stage`
     return ema.module.eval()
 
 # %% ../nbs/05_training.ipynb #report
+def _last_good(run):
+    good = sorted(p.name for p in (Path(run)/'checkpoints').glob('step-' + '[0-9]' * 8))
+    return f'the last good checkpoint is {good[-1]}' if good else 'there is no checkpoint yet'
+
+
+@contextlib.contextmanager
+def _on_disk(run):
+    "A failed write becomes an `InputError`."
+    try: yield
+    except (OSError, SafetensorError) as e:
+        raise InputError(f'{run} could not be written ({e}); {_last_good(run)}: free some space and run the same command again to continue.') from None
+
+
 def report(step, logs, log, bar, run):
     "Fetch the logged terms from the device, stop the run if one is not finite, else write them down."
     row = {k: float(v) for k, v in logs.items()}
-    bad = {k: v for k, v in row.items() if not math.isfinite(v)}
+    bad = [k for k, v in row.items() if not math.isfinite(v)]
     if bad:
-        good = sorted(p.name for p in (run/'checkpoints').glob('step-*'))
-        raise InputError(f'Training stopped at step {step}: {", ".join(f"{k} is {v}" for k, v in bad.items())} among {row}; the last good checkpoint is {good[-1] if good else "none yet"}: try a lower learning rate.')
-    if log: log.write({'step': step} | row)
+        terms = ', '.join(f'{k} {v:.3g}' for k, v in row.items())
+        raise InputError(f'Training stopped at step {step}: {", ".join(bad)} is not finite ({terms}); {_last_good(run)}: try a lower learning rate.')
+    with _on_disk(run):
+        if log: log.write(step, row)
     bar.set_postfix({k: f'{v:.3g}' for k, v in list(row.items())[:3]})
 
 
 def save_run(run, step, stage, ema, keep):
-    "Write a checkpoint and the usable model; a failure names the last good checkpoint."
-    try: save_checkpoint(run, step, *run_state(stage, ema), keep); stage.export(ema.module, run)
-    except (OSError, SafetensorError) as e:
-        good = sorted(p.name for p in (Path(run)/'checkpoints').glob('step-' + '[0-9]' * 8))
-        raise InputError(f'The checkpoint of step {step} could not be written to {run} ({e}); the last good one is {good[-1] if good else "none yet"}: free some space and start again to continue.') from None
+    "Write the usable model, then a checkpoint."
+    with _on_disk(run):
+        stage.export(ema.module, run)
+        save_checkpoint(run, step, *run_state(stage, ema), keep)

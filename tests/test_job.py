@@ -35,7 +35,7 @@ def test_a_stopped_run_continues_to_the_same_weights(tmp_path, kill):
     while len(list((tmp_path/'stopped').glob('checkpoints/*'))) < 2 and time.time() < deadline: time.sleep(0.02)
     run.send_signal(kill)
     said, _ = run.communicate(timeout=60)
-    assert not (tmp_path/'stopped'/'model').exists(), 'stopped too late to be a test'
+    assert not (tmp_path/'stopped'/'checkpoints'/'step-00000040').exists(), 'stopped too late to be a test'
     assert kill is signal.SIGKILL or 'continues from the last checkpoint' in said
     subprocess.run(command(tmp_path/'stopped'), check=True, env=env, capture_output=True)
     assert same(tmp_path/'whole', tmp_path/'stopped')
@@ -102,12 +102,34 @@ def test_a_damaged_checkpoint_is_not_loaded(tmp_path, capsys):
     assert 'model.safetensors' in capsys.readouterr().err
 
 
+FULL = """
+import resource, signal, sys
+from maskbit.cli import main
+from maskbit.shapes import Shapes
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+fetch = Shapes.fetch
+def full_later(self, indices, numbers=None):
+    if numbers[0] >= 12: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))   # from step 4 on no file grows beyond 20 kB
+    return fetch(self, indices, numbers)
+Shapes.fetch = full_later
+main(sys.argv[1:])
+"""
+
+
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
-    "A file size limit stands in for the full disk: the write fails half-way, as it would there."
-    limit = 'import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); '
+    "A limit on the size of files stands in for the full disk: the write fails half-way, as it would there."
+    from maskbit.storage import latest_checkpoint
     command = ['train-tokenizer', 'tiny', '--out', f'{tmp_path}/t', *SMALL]
-    main([*command, '--train.steps', '4'])
-    before = sorted((tmp_path/'t'/'checkpoints').iterdir())
-    failed = subprocess.run([sys.executable, '-c', limit + f'from maskbit.cli import main; main({[*command, "--out", str(tmp_path/"u")]!r})'], capture_output=True, text=True)
-    assert failed.returncode != 0
-    assert not list((tmp_path/'u'/'checkpoints').glob('[0-9]*')) and before
+    failed = subprocess.run([sys.executable, '-c', FULL, *command], capture_output=True, text=True)
+    assert failed.returncode == 2 and 'the last good checkpoint is step-00000002' in failed.stderr and 'Traceback' not in failed.stderr
+    assert latest_checkpoint(tmp_path/'t')[0] == 2
+    main(command)
+    assert latest_checkpoint(tmp_path/'t')[0] == 6
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path/'file').touch()
+    with pytest.raises(SystemExit): main(['train-tokenizer', 'tiny', '--out', f'{tmp_path}/file/t', *SMALL])
+    assert 'Cannot write to' in capsys.readouterr().err
+    with pytest.raises(SystemExit): main(['tokenize', '--tokenizer', 'shapes', '--out', f'{tmp_path}/file/x', '--data.train_size', '8'])
+    assert 'could not be read or written' in capsys.readouterr().err
