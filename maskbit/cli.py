@@ -32,8 +32,7 @@ class TrainGenerator:
 
 def _presets(cls, table, **missing):
     "A tyro type that offers one sub-command for each preset."
-    return tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[
-        tyro.extras.subcommand_type_from_defaults({k: cls(config=v, **missing) for k, v in table.items()}, prefix_names=False)]]
+    return Annotated[tyro.extras.subcommand_type_from_defaults({k: cls(config=v, **missing) for k, v in table.items()}, prefix_names=False), tyro.conf.arg(name='')]
 
 # %% ../nbs/32_cli.ipynb #train-tokenizer
 def train_tokenizer(run: _presets(TrainTokenizer, STAGE1, out=tyro.MISSING)):
