@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['STAGE1', 'STAGE2', 'InputError', 'check', 'TokenizerConfig', 'Stage1LossConfig', 'DiscriminatorConfig', 'OptimConfig',
            'TrainConfig', 'DataConfig', 'Stage1Config', 'GeneratorConfig', 'Stage2LossConfig', 'SampleConfig',
-           'Stage2Config', 'flat', 'diff', 'to_json', 'from_json', 'preset']
+           'Stage2Config', 'flat', 'diff', 'change', 'to_json', 'from_json', 'preset']
 
 # %% ../nbs/00_config.ipynb #imports
 import dataclasses, json, math
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Literal, get_args, get_origin, get_type_hints
 
 # %% ../nbs/00_config.ipynb #input-error
 class InputError(ValueError):
@@ -22,17 +22,28 @@ def check(ok,       # what must hold
     "Raise `InputError(message)` unless `ok`."
     if not ok: raise InputError(message)
 
+
+def _check_choices(cfg):
+    "Refuse a value that is not among the names its field allows."
+    for name, hint in get_type_hints(type(cfg)).items():
+        if get_origin(hint) is Literal: check(getattr(cfg, name) in get_args(hint), f'{name} is {getattr(cfg, name)!r}: choose one of {", ".join(get_args(hint))}.')
+
 # %% ../nbs/00_config.ipynb #tokenizer-config
 @dataclass(frozen=True)
 class TokenizerConfig:
-    "The convolutional encoder and decoder of VQGAN+ around lookup-free quantization (Sec. 2.2 and 3.1); defaults are the paper's 12-bit model."
-    bits: int = 12                                      # K, bits per token; the codebook has 2^K entries
-    resolution: int = 256                               # side of the square training images, in pixels
-    base_channels: int = 128                            # channels of the first stage
-    channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4)     # channels of each stage, as multiples of base_channels
-    blocks: int = 2                                     # residual blocks per stage, the same in encoder and decoder
+    "Encoder, quantizer and decoder (Sec. 2 and 3.1); defaults are the paper's 12-bit embedding-free model."
+    bits: int = 12                                                    # K, bits per token; there are 2^K codes
+    resolution: int = 256                                             # side of the square training images, in pixels
+    base_channels: int = 128                                          # channels of the first stage
+    channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4)                   # channels of each stage, as multiples of base_channels
+    blocks: int = 2                                                   # residual blocks per stage
+    autoencoder: Literal['convolutional', 'taming'] = 'convolutional' # convolutional (symmetric, no attention) or taming (Taming-VQGAN's)
+    quantizer: Literal['lfq', 'vq'] = 'lfq'                           # lfq (signs) or vq (a learned codebook)
+    embedding: int = 256                                              # of vq: length of a codebook entry
+    released_shortcut: bool = False                                   # of convolutional: apply each 1x1 shortcut to the block's output, as the released weights need
 
     def __post_init__(self):
+        _check_choices(self)
         check(1 <= self.bits <= 24, f'bits is {self.bits}: choose 1 to 24.')
         check(self.base_channels % 8 == 0, f'base_channels is {self.base_channels}: choose a multiple of 8, GroupNorm splits it into groups.')
         check(self.resolution % self.stride == 0,
@@ -44,45 +55,56 @@ class TokenizerConfig:
     @property
     def side(self): return self.resolution // self.stride
 
+    @property
+    def latent(self): return self.bits if self.quantizer == 'lfq' else self.embedding    # channels between encoder and decoder
+
 # %% ../nbs/00_config.ipynb #loss-config
 @dataclass(frozen=True)
 class Stage1LossConfig:
-    "Weights of the Stage I losses (App. B.1 and the released settings)."
-    reconstruction: float = 4.0        # weight of the mean squared error
-    perceptual: str = 'resnet50'       # network of the perceptual loss: resnet50, shapes or none
-    perceptual_file: str = ''          # a local copy of the ResNet50 weights, instead of a download
-    perceptual_weight: float = 0.1     # weight of the squared error between its logits
-    commitment: float = 0.25           # weight of the pull of the latent towards its own sign
+    "The Stage I losses and their weights (App. B.1 and the released settings)."
+    norm: Literal['l1', 'l2'] = 'l2'   # of the difference between image and reconstruction
+    reconstruction: float = 4.0        # weight of its mean
+    perceptual: Literal['lpips', 'resnet50', 'resnet50-both', 'shapes', 'shapes-features', 'shapes-both', 'none'] = 'resnet50' # network of the perceptual loss
+    perceptual_file: str = ''          # a local copy of its weights (VGG16 or ResNet50), instead of a download
+    perceptual_weight: float = 0.1     # weight of the perceptual loss
+    commitment: float = 0.25           # weight of the pull of the latent towards its code
     entropy: float = 0.02              # weight of the entropy term
     entropy_boost: float = 2.0         # extra multiple of `entropy` at step 0, linear to 0 ...
     entropy_boost_steps: int = 2_000   # ... over this many steps
     temperature: float = 0.01          # tau of the entropy term
     gan: float = 0.02                  # weight of the adversarial loss
+    gan_adaptive: bool = False         # multiply `gan` by the ratio of gradients at the decoder's last layer, as Taming-VQGAN does
+    gan_loss: Literal['hinge', 'vanilla', 'non-saturating'] = 'hinge' # how logits become a loss
     gan_start: int = 20_000            # first step at which the discriminator is trained and used
     lecam: float = 0.001               # weight of LeCam regularization of the discriminator
     lecam_decay: float = 0.999         # decay of its running means
 
-    def __post_init__(self):
-        check(self.perceptual in ('resnet50', 'shapes', 'none'), f'perceptual is {self.perceptual!r}: choose resnet50, shapes or none.')
+    def __post_init__(self): _check_choices(self)
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    "The discriminator of VQGAN+: 3x3 convolutions, GroupNorm, 4x4 blur instead of strides (Sec. 2.2)."
-    base_channels: int = 128   # channels of the first stage
-    stages: int = 4            # number of stages, each halving the picture
+    "The network that tells images from reconstructions (Sec. 2.2); defaults are VQGAN+'s."
+    kind: Literal['patchgan', 'average', 'blur'] = 'blur'   # patchgan (4x4, BatchNorm), or 3x3 and GroupNorm, halving by average or by blur
+    base_channels: int = 128                                # channels of the first stage
+    stages: int = 4                                         # number of stages, each halving the picture
+
+    def __post_init__(self): _check_choices(self)
 
 # %% ../nbs/00_config.ipynb #optim-config
 @dataclass(frozen=True)
 class OptimConfig:
     "AdamW, its schedule and the moving average of the weights (App. B.1 and B.2)."
     lr: float = 1e-4                             # peak learning rate
+    schedule: Literal['cosine', 'constant'] = 'cosine' # after the warm-up
     warmup: int = 5_000                          # steps of linear warm-up
     final_lr: float = 0.1                        # fraction of the peak at the end of the cosine
     betas: tuple[float, float] = (0.9, 0.999)    # Adam's two decays
     weight_decay: float = 1e-4                   # decoupled weight decay
-    clip: float = 1.0                            # largest norm of the gradient
-    ema: float = 0.999                           # decay of the moving average of the weights
+    clip: float = 1.0                            # largest norm of the gradient; 0 for no limit
+    ema: float = 0.999                           # decay of the moving average of the weights; 0 for none
+
+    def __post_init__(self): _check_choices(self)
 
 
 @dataclass(frozen=True)
@@ -92,13 +114,13 @@ class TrainConfig:
     batch: int = 256                  # images per step, over all processes
     microbatch: int = 16              # images per process at a time; accumulation makes up the difference
     seed: int = 0                     # of every random draw
-    precision: str = 'auto'           # float32, bfloat16, or auto: bfloat16 where the hardware has it
+    precision: Literal['auto', 'float32', 'bfloat16'] = 'auto' # float32, bfloat16, or auto: bfloat16 where the hardware has it
     log_every: int = 50               # steps between lines of the log
     save_every: int = 5_000           # steps between checkpoints
     keep: int = 2                     # newest checkpoints kept
 
     def __post_init__(self):
-        check(self.precision in ('auto', 'float32', 'bfloat16'), f'precision is {self.precision!r}: choose auto, float32 or bfloat16.')
+        _check_choices(self)
         for k in ('steps', 'batch', 'microbatch', 'log_every', 'save_every', 'keep'):
             check(getattr(self, k) >= 1, f'{k} is {getattr(self, k)}: choose at least 1.')
 
@@ -158,10 +180,9 @@ class Stage2LossConfig:
     "The masked-prediction loss (App. B.2)."
     label_dropout: float = 0.1     # share of labels dropped, for guidance
     label_smoothing: float = 0.1   # of the cross-entropy
-    over: str = 'masked'           # masked (the paper) or all (the released code)
+    over: Literal['masked', 'all'] = 'masked' # masked (the paper) or all (the released code)
 
-    def __post_init__(self):
-        check(self.over in ('masked', 'all'), f'over is {self.over!r}: choose masked or all.')
+    def __post_init__(self): _check_choices(self)
 
 # %% ../nbs/00_config.ipynb #sample-config
 @dataclass(frozen=True)
@@ -205,6 +226,17 @@ def diff(a, # a configuration
     a, b = flat(a), flat(b)
     return {k: (a.get(k), b.get(k)) for k in a | b if a.get(k) != b.get(k)}
 
+
+def change(cfg,      # a configuration
+           changes): # {'model.bits': 14, ...}
+    "The same configuration with some fields changed; raises `InputError` for a field that is not there."
+    here = {}
+    for path, value in changes.items():
+        name, _, rest = path.partition('.')
+        check(name in {f.name for f in dataclasses.fields(cfg)}, f'{type(cfg).__name__} has no field {path}.')
+        here.setdefault(name, {})[rest] = value
+    return replace(cfg, **{k: v[''] if '' in v else change(getattr(cfg, k), v) for k, v in here.items()})
+
 # %% ../nbs/00_config.ipynb #json
 def to_json(cfg):
     "The configuration as indented JSON."
@@ -245,11 +277,11 @@ def _stage2_paper(bits, s, t, m):
     return Stage2Config(model=GeneratorConfig(bits=bits), sample=SampleConfig(64, s, t, m))
 
 
-STAGE1 = {'tiny': _shapes_tokenizer(400, 24, 1e-3), 'shapes': _shapes_tokenizer(3000, 32, 1e-3),
+STAGE1 = {'tiny': _shapes_tokenizer(450, 32, 1e-3), 'shapes': _shapes_tokenizer(3000, 32, 1e-3),
           **{f'paper-{k}bit': _stage1_paper(k) for k in (10, 12, 14, 16, 18)}}
 
 # bits: guidance_scale, temperature, scale_pow of the paper's 64-step results
-STAGE2 = {'tiny': _shapes_generator(900, 128, 4, 1e-3), 'shapes': _shapes_generator(2500, 192, 4, 1e-3),
+STAGE2 = {'tiny': _shapes_generator(800, 128, 4, 1e-3), 'shapes': _shapes_generator(2500, 192, 4, 1e-3),
           **{f'paper-{k}bit': _stage2_paper(k, *stm) for k, stm in
              {10: (6.4, 10.5, 2.5), 12: (7.1, 8.2, 3.0), 14: (7.1, 7.8, 3.0), 16: (6.5, 7.5, 2.5), 18: (5.7, 8.5, 2.5)}.items()}}
 

@@ -27,7 +27,7 @@ def test_no_sub_folders_means_one_class(photos, tmp_path):
 
 @pytest.mark.parametrize('kill', [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_continues_to_the_same_weights(tmp_path, kill):
-    def command(out): return [sys.executable, '-m', 'maskbit.cli', 'train-tokenizer', 'tiny', '--out', str(out), *SMALL, '--train.steps', '40', '--loss.gan_start', '10']
+    def command(out): return [sys.executable, '-m', 'maskbit', 'train-tokenizer', 'tiny', '--out', str(out), *SMALL, '--train.steps', '40', '--loss.gan_start', '10']
     env = os.environ | {'OMP_NUM_THREADS': '1'}
     subprocess.run(command(tmp_path/'whole'), check=True, env=env, capture_output=True)
     run = subprocess.Popen(command(tmp_path/'stopped'), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
