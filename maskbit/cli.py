@@ -91,6 +91,7 @@ def sample(generator: str,                               # folder of a generator
     from maskbit.tokenizer import Tokenizer
     gen, tok = Generator.from_pretrained(generator).to(_device()), Tokenizer.from_pretrained(tokenizer).to(_device())
     rows = labels or tuple(range(gen.config.classes))
+    check(all(0 <= k < gen.config.classes for k in rows), f'labels are {rows}: this generator has the classes 0 to {gen.config.classes - 1}.')
     images = sampling.sample(gen, tok, torch.tensor(rows).repeat_interleave(columns), seed, quiet=False, **asdict(settings))
     out.parent.mkdir(parents=True, exist_ok=True); save_image(images, out, nrow=columns, padding=1)
     print(f'{len(images)} pictures are in {out}.')
