@@ -32,7 +32,7 @@ def train_judge(run, seed, **kwargs):
 
 def train_bundled(out): # folder of the runs
     "Train the bundled models, or continue; install them in the package's assets; write `bundled.json`."
-    out, assets = Path(out), Path(str(files('maskbit')))/'assets'
+    out, assets, about = Path(out), Path(str(files('maskbit')))/'assets', provenance()
     for seed, kind in enumerate(('classifier', 'perceptual')):
         train_judge(out/kind, seed, title=kind).cpu().save_pretrained(assets/f'shapes-{kind}', dtype=torch.float16)
     tok = train_tokenizer(STAGE1['shapes'], Shapes(), out/'tokenizer')
@@ -42,4 +42,4 @@ def train_bundled(out): # folder of the runs
     gen.cpu().save_pretrained(assets/'shapes-generator', dtype=torch.float16)
     metrics, _ = measure(Tokenizer.from_pretrained('shapes'), Generator.from_pretrained('shapes'), STAGE2['shapes'].sample, 1000)
     seconds = {part: read_log(out/part)[-1]['seconds'] for part in ('classifier', 'perceptual', 'tokenizer', 'generator')}
-    (assets/'bundled.json').write_text(json.dumps({'metrics': metrics, 'seconds': seconds, 'provenance': provenance()}, indent=1))
+    (assets/'bundled.json').write_text(json.dumps({'metrics': metrics, 'seconds': seconds, 'provenance': about}, indent=1))

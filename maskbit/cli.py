@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'TrainTokenizer', 'TrainGenerator', 'train_tokenizer', 'train_generator', 'tokenize', 'sample', 'demo',
-           'train_bundled', 'main']
+           'roadmap', 'train_bundled', 'main']
 
 # %% ../nbs/32_cli.ipynb #imports
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 import tyro
 from .config import STAGE1, STAGE2, InputError, SampleConfig, Stage1Config, Stage2Config, check, DataConfig
 
@@ -102,13 +102,23 @@ def demo(out: Path = Path('maskbit-demo')): # folder for pictures, metrics.json 
     demo(out)
 
 
+def roadmap(scale: Literal['tiny', 'small', 'paper'] = 'tiny',  # size of pictures, networks and budget
+            steps_per_run: int | None = None,                   # budget of every row up to step 5a; the scale's own if not given
+            seeds: tuple[int, ...] = (0, 1),                    # one run of all rows for each
+            only: tuple[str, ...] = (),                         # names of steps; none means all
+            out: Path = Path('runs')):                          # folder of the training runs
+    "Train and measure every step of the paper's roadmap under one budget; results go to nbs/results."
+    from maskbit.ablation import run_roadmap
+    run_roadmap(scale, steps_per_run, seeds, only, out)
+
+
 def train_bundled(out: Path = Path('runs/bundled')): # folder of the runs
     "Train the models that come with the package, and put them into its assets."
     from maskbit.bundled import train_bundled
     train_bundled(out)
 
 # %% ../nbs/32_cli.ipynb #main
-COMMANDS = {'demo': demo, 'train-tokenizer': train_tokenizer, 'tokenize': tokenize, 'train-generator': train_generator, 'sample': sample, 'train-bundled': train_bundled}
+COMMANDS = {'demo': demo, 'train-tokenizer': train_tokenizer, 'tokenize': tokenize, 'train-generator': train_generator, 'sample': sample, 'roadmap': roadmap, 'train-bundled': train_bundled}
 
 
 def main(args=None): # words of the command line

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from .config import STAGE1, STAGE2
 from .generator import Generator, train_generator
-from .metrics import agreement, code_metrics, frechet_distance, reconstruction_metrics
+from .metrics import agreement, evaluate_tokenizer, frechet_distance
 from .sampling import sample
 from .shapes import Shapes
 from .stage1 import train_tokenizer
@@ -26,14 +26,12 @@ from .training import read_log
 def measure(tok, gen, cfg=STAGE2['shapes'].sample, count=512, seed=0):
     "(metrics, pictures) of a tokenizer and a generator on the validation split of Shapes."
     real, _ = Shapes(tok.config.resolution, 'validation').batch(torch.arange(count))
-    indices = torch.cat([tok.encode(b) for b in real.split(128)])
-    back = torch.cat([tok.decode(i) for i in indices.split(128)])
     labels = torch.arange(count) % 10
     drawn = sample(gen, tok, labels, seed, quiet=False, **asdict(cfg))
-    metrics = reconstruction_metrics(real, back) | code_metrics(indices, tok.config.bits) | agreement(drawn, labels) | {'images': count}
-    metrics |= {f'{k} of samples': v for k, v in frechet_distance(drawn, real).items()} | {f'{k} of reconstructions': v for k, v in frechet_distance(back, real).items()}
+    metrics = evaluate_tokenizer(tok, real.split(128)) | agreement(drawn, labels) | {f'{k} of samples': v for k, v in frechet_distance(drawn, real).items()}
+    indices = tok.encode(real[:12]); back = tok.decode(indices)
     flips = torch.cat([tok.decode(flip(indices[:4], b)) for b in range(tok.config.bits)])
-    pictures = dict(samples=drawn[:80], reconstructions=torch.cat([real[:12], back[:12]]), flips=torch.cat([real[:4], back[:4], flips]).unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1))
+    pictures = dict(samples=drawn[:80], reconstructions=torch.cat([real[:12], back]), flips=torch.cat([real[:4], back[:4], flips]).unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1))
     return metrics, pictures
 
 # %% ../nbs/34_demo.ipynb #report

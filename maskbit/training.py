@@ -20,7 +20,7 @@ from .counters import Order, seed_of
 from .storage import latest_checkpoint, save_checkpoint
 
 # %% ../nbs/05_training.ipynb #schedule
-def lr_factor(step, steps, warmup, final): # all but `final` in steps
+def lr_factor(step, steps, warmup, final): # all but `final` in steps; 1 is a constant rate
     "The learning rate at `step` as a fraction of its peak: linear warm-up, then cosine (App. B.1)."
     if step < warmup: return (step + 1) / warmup
     t = min(1.0, (step - warmup) / max(1, steps - warmup))
@@ -30,9 +30,9 @@ def lr_factor(step, steps, warmup, final): # all but `final` in steps
 class Part:
     "One trained network: its optimizer and its schedule."
     def __init__(self, model, optim: OptimConfig, steps: int):
-        self.model, self.clip = model, optim.clip
+        self.model, self.clip = model, optim.clip or math.inf
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: lr_factor(s, steps, optim.warmup, optim.final_lr))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: lr_factor(s, steps, optim.warmup, optim.final_lr if optim.schedule == 'cosine' else 1.0))
 
 # %% ../nbs/05_training.ipynb #ema
 def moving_average(model, decay):
