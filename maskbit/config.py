@@ -163,7 +163,6 @@ class GeneratorConfig:
     mlp: int = 4096         # hidden width of the feed-forward part
     dropout: float = 0.1    # on embeddings, attention and both residual branches
     input: Literal['bits', 'embedding'] = 'bits' # what the transformer reads: bits (MaskBit) or a learned table for each group (MaskGIT)
-
     def __post_init__(self):
         _check_choices(self)
         check(self.groups >= 1 and self.bits % self.groups == 0,
@@ -180,7 +179,6 @@ class GeneratorConfig:
 
 Schedule = Literal['arccos', 'cosine', 'linear', 'square', 'root']   # how the share of hidden groups falls (notebook 21)
 
-
 @dataclass(frozen=True)
 class Stage2LossConfig:
     "The masked-prediction loss (App. B.2)."
@@ -188,7 +186,6 @@ class Stage2LossConfig:
     label_smoothing: float = 0.1   # of the cross-entropy
     over: Literal['masked', 'all'] = 'masked' # masked (the paper) or all (the released code)
     schedule: Schedule = 'arccos'  # of the share of groups that is hidden
-
     def __post_init__(self): _check_choices(self)
 
 # %% ../nbs/00_config.ipynb #sample-config
@@ -202,7 +199,6 @@ class SampleConfig:
     guidance: Literal['power-cosine', 'linear', 'constant', 'none'] = 'power-cosine' # how its weight grows with the steps
     softmax_temperature: float = 1.0 # of the distribution that values are drawn from; below 1, likely values are preferred
     schedule: Schedule = 'arccos'  # of the share of groups still hidden after each step
-
     def __post_init__(self):
         _check_choices(self)
         check(self.steps >= 1, f'steps is {self.steps}: choose at least 1.')
@@ -220,7 +216,7 @@ class Stage2Config:
     sample: SampleConfig = SampleConfig()
 
 # %% ../nbs/00_config.ipynb #sampling
-SAMPLING = { #                n    s    t     m
+SAMPLING = { #                n    s    t    m
     '10bit':     SampleConfig(64,  6.4, 10.5, 2.5),
     '12bit':     SampleConfig(64,  7.1, 8.2,  3.0),
     '14bit':     SampleConfig(64,  7.1, 7.8,  3.0),
@@ -228,8 +224,7 @@ SAMPLING = { #                n    s    t     m
     '14bit-256': SampleConfig(256, 5.8, 10.3, 3.0),
     '16bit':     SampleConfig(64,  6.5, 7.5,  2.5),
     '18bit':     SampleConfig(64,  5.7, 8.5,  2.5),
-    'shapes':    SampleConfig(16,  4.0, 2.0,  3.0),
-}
+    'shapes':    SampleConfig(16,  4.0, 2.0,  3.0)}
 
 # %% ../nbs/00_config.ipynb #flat
 def flat(cfg, prefix=''):
@@ -273,7 +268,7 @@ def from_json(cls,   # a configuration class
     try: return dacite.from_dict(cls, json.loads(text), dacite.Config(cast=[tuple], strict=True))
     except (dacite.DaciteError, json.JSONDecodeError) as e: raise InputError(f'The configuration does not fit {cls.__name__}: {e}.') from None
 
-# %% ../nbs/00_config.ipynb #tiny-presets
+# %% ../nbs/00_config.ipynb #presets
 def _shapes_tokenizer(steps, channels, lr):
     "The recipe of Stage I at 32 x 32 on Shapes: an 8 x 8 grid of 12-bit tokens."
     return Stage1Config(
@@ -289,25 +284,16 @@ def _shapes_generator(steps, width, depth, lr):
     return Stage2Config(
         model=GeneratorConfig(bits=12, groups=2, side=8, classes=10, width=width, depth=depth, heads=width // 32, mlp=4 * width),
         optim=OptimConfig(lr=lr, warmup=min(200, steps // 10), betas=(0.9, 0.96), weight_decay=0.045, ema=0.995),
-        train=TrainConfig(steps=steps, batch=64, microbatch=64, save_every=max(100, steps // 10)),
-        sample=SAMPLING['shapes'])
-
-# %% ../nbs/00_config.ipynb #presets
-def _stage1_paper(bits): return Stage1Config(model=TokenizerConfig(bits=bits))
-
-
-def _stage2_paper(bits): return Stage2Config(model=GeneratorConfig(bits=bits), sample=SAMPLING[f'{bits}bit'])
+        train=TrainConfig(steps=steps, batch=64, microbatch=64, save_every=max(100, steps // 10)), sample=SAMPLING['shapes'])
 
 
 STAGE1 = {'tiny': _shapes_tokenizer(450, 32, 1e-3), 'shapes': _shapes_tokenizer(3000, 32, 1e-3),
-          **{f'paper-{k}bit': _stage1_paper(k) for k in (10, 12, 14, 16, 18)}}
-
+          **{f'paper-{k}bit': Stage1Config(model=TokenizerConfig(bits=k)) for k in (10, 12, 14, 16, 18)}}
 STAGE2 = {'tiny': _shapes_generator(800, 128, 4, 1e-3), 'shapes': _shapes_generator(2500, 192, 4, 1e-3),
-          **{f'paper-{k}bit': _stage2_paper(k) for k in (10, 12, 14, 16, 18)}}
+          **{f'paper-{k}bit': Stage2Config(model=GeneratorConfig(bits=k), sample=SAMPLING[f'{k}bit']) for k in (10, 12, 14, 16, 18)}}
 
 # %% ../nbs/00_config.ipynb #preset
-def preset(presets, # `STAGE1` or `STAGE2`
-           name):   # one of its names
+def preset(presets, name): # `STAGE1` or `STAGE2`, and one of its names
     "A preset by name; raises `InputError` listing the names there are."
     check(name in presets, f'There is no preset {name!r}: choose one of {", ".join(presets)}.')
     return presets[name]
