@@ -91,6 +91,7 @@ def sample(generator: str,                               # folder of a generator
     from maskbit.tokenizer import Tokenizer
     gen, tok = Generator.from_pretrained(generator).to(_device()), Tokenizer.from_pretrained(tokenizer).to(_device())
     rows = labels or tuple(range(gen.config.classes))
+    check(all(0 <= k < gen.config.classes for k in rows), f'labels are {rows}: this generator has the classes 0 to {gen.config.classes - 1}.')
     images = sampling.sample(gen, tok, torch.tensor(rows).repeat_interleave(columns), seed, quiet=False, **asdict(settings))
     out.parent.mkdir(parents=True, exist_ok=True); save_image(images, out, nrow=columns, padding=1)
     print(f'{len(images)} pictures are in {out}.')
@@ -106,10 +107,13 @@ def roadmap(scale: Literal['tiny', 'small', 'paper'] = 'tiny',  # size of pictur
             steps_per_run: int | None = None,                   # budget of every row up to step 5a; the scale's own if not given
             seeds: tuple[int, ...] = (0, 1),                    # one run of all rows for each
             only: tuple[str, ...] = (),                         # names of steps; none means all
+            images: str = 'shapes',                             # training images: shapes or a folder
+            validation: str = '',                               # folder of validation images, if images is a folder
+            weights: str = '',                                  # folder of VGG16's and ResNet50's files, if they cannot be downloaded
             out: Path = Path('runs')):                          # folder of the training runs
     "Train and measure every step of the paper's roadmap under one budget; results go to nbs/results."
     from maskbit.ablation import run_roadmap
-    run_roadmap(scale, steps_per_run, seeds, only, out)
+    run_roadmap(scale, steps_per_run, seeds, only, images, validation, weights, out)
 
 
 def train_bundled(out: Path = Path('runs/bundled')): # folder of the runs

@@ -36,6 +36,9 @@ def measure(tok, gen, cfg=STAGE2['shapes'].sample, count=512, seed=0):
 
 # %% ../nbs/34_demo.ipynb #report
 _COLUMNS = {'samples': 10, 'reconstructions': 12, 'flips': None}
+_NAMES = {'psnr': 'PSNR, dB', 'ssim': 'SSIM', 'lpips': 'LPIPS (VGG)', 'codes': 'codes', 'codes_used': 'codes used', 'perplexity': 'perplexity of the codes', 'bits_in_use': 'bits in use',
+          'agreement': 'samples that show the class asked for', 'frechet_shapes': 'Fréchet distance, reconstructions', 'frechet_shapes of samples': 'Fréchet distance, samples',
+          'fid': 'FID, reconstructions', 'fid of samples': 'FID, samples'}
 
 
 def save_pictures(pictures, folder, name):
@@ -54,10 +57,10 @@ def write_report(folder, results, seconds):
     import jinja2
     folder = Path(folder)
     (folder/'metrics.json').write_text(json.dumps({'results': {k: m for k, (m, _) in results.items()}, 'seconds': seconds, 'provenance': provenance()}, indent=1))
-    rows = [k for k in next(iter(results.values()))[0] if k not in ('bit_balance', 'by_class')]
+    rows = [k for k in next(iter(results.values()))[0] if k not in ('bit_balance', 'by_class', 'images')]
     data = {name: {k: 'data:image/png;base64,' + base64.b64encode(p.read_bytes()).decode() for k, p in paths.items()} for name, (_, paths) in results.items()}
     template = jinja2.Environment(autoescape=True).from_string((files('maskbit')/'assets'/'report.html').read_text())
-    (folder/'report.html').write_text(template.render(rows=rows, results={k: m for k, (m, _) in results.items()}, pictures=data, classes=Shapes.classes, seconds=seconds, about=provenance()))
+    (folder/'report.html').write_text(template.render(rows=rows, names=_NAMES, results={k: m for k, (m, _) in results.items()}, pictures=data, classes=Shapes.classes, seconds=seconds, about=provenance()))
 
 # %% ../nbs/34_demo.ipynb #demo
 def demo(folder,                     # where everything goes; an unfinished demo in it is continued

@@ -85,6 +85,8 @@ def load_model(cls,        # class of the module, made from its configuration
     "Load a model strictly, in evaluation mode, as float32."
     folder = find_model(name, kind)
     check((folder/'config.json').is_file() and (folder/'model.safetensors').is_file(), f'{folder} holds no {kind}: it needs config.json and model.safetensors.')
+    wrong = damage(folder) if (folder/'manifest.json').is_file() else None
+    check(not wrong, f'The {kind} in {folder} is damaged ({wrong}): copy or train it again.')
     model = cls(from_json(config_cls, (folder/'config.json').read_text()))
     try: state = load_file(folder/'model.safetensors')
     except SafetensorError as e: raise InputError(f'{folder}/model.safetensors cannot be read: {e}.') from None

@@ -60,7 +60,7 @@ def test_a_stopped_generator_continues_to_the_same_weights(tmp_path):
             return super().fetch(*args)
 
     with pytest.raises(KeyboardInterrupt): train_generator(c, Interrupted(tmp_path/'tokens'), tmp_path/'stopped', quiet=True)
-    assert not (tmp_path/'stopped'/'model').exists()
+    assert not (tmp_path/'stopped'/'checkpoints'/'step-00000006').exists()
     train_generator(c, cache, tmp_path/'stopped', quiet=True)
     assert same(tmp_path/'whole', tmp_path/'stopped')
 
