@@ -56,8 +56,8 @@ class MaskedTransformer(nn.Module):
         x = self.layers(self.drop(self.norm(x + self.pos_emb)))
         return self.predict(x[:, :-1])
 
-    @classmethod
-    def from_pretrained(cls, name): return load_model(make_generator, GeneratorConfig, name, 'generator')   # a folder, or a bundled name
+    @staticmethod
+    def from_pretrained(name): return load_model(make_generator, GeneratorConfig, name, 'generator')   # a folder, or a bundled name; of the kind that was saved
 
     def save_pretrained(self, folder, **kwargs): save_model(self, folder, **kwargs)
 
