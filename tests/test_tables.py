@@ -1,0 +1,29 @@
+"Every row of Tables 3 and 4 from nothing to its JSON file, with next to no training, and again after a stop."
+import json
+import pytest
+from maskbit.config import STAGE1, STAGE2, InputError, change
+from maskbit.tables import TABLES, run_tables
+
+STAGE1_SMALL = change(STAGE1['tiny'], {'model.base_channels': 8, 'model.embedding': 16, 'discriminator.base_channels': 8, 'loss.gan_start': 1, 'train.steps': 2,
+                                       'train.batch': 4, 'train.save_every': 1})
+STAGE2_SMALL = change(STAGE2['tiny'], {'model.width': 32, 'model.heads': 2, 'model.depth': 1, 'model.mlp': 64, 'train.steps': 2, 'train.batch': 4, 'train.save_every': 1,
+                                       'sample.steps': 2})
+
+
+def run(tmp_path, stage2=STAGE2_SMALL, tables=tuple(TABLES)):
+    run_tables(tables, (0,), STAGE1_SMALL, stage2, 16, 20, tmp_path/'runs', tmp_path/'results', quiet=True)
+
+
+def test_all_rows_and_none_twice(tmp_path):
+    run(tmp_path)
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.glob('results/*/*.json')}
+    assert {p.name for p in files} == {f'{r.name}-seed0.json' for rows in TABLES.values() for r in rows} | {'lfq-12-seed0.json', 'vq-12-seed0.json'}
+    for p in files: assert all(isinstance(v, float) for v in json.loads(p.read_text())['metrics'].values())
+    next(iter(files)).unlink()
+    run(tmp_path)
+    assert sum(p.stat().st_mtime_ns == t for p, t in files.items()) == len(files) - 1
+
+
+def test_another_budget_under_the_same_name_is_refused(tmp_path):
+    run(tmp_path, tables=['4b'])
+    with pytest.raises(InputError, match='another configuration'): run(tmp_path, change(STAGE2_SMALL, {'train.steps': 3}), ['4b'])
