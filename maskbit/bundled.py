@@ -40,6 +40,6 @@ def train_bundled(out): # folder of the runs
     cache = TokenCache(out/'tokens') if (out/'tokens').exists() else write_cache(tok, Shapes(), out/'tokens')
     gen = train_generator(STAGE2['shapes'], cache, out/'generator')
     gen.cpu().save_pretrained(assets/'shapes-generator', dtype=torch.float16)
-    metrics, _ = measure(Tokenizer.from_pretrained('shapes'), Generator.from_pretrained('shapes'), STAGE2['shapes'].sample, 1000)
+    metrics, _ = measure(Tokenizer.from_pretrained('shapes'), Generator.from_pretrained('shapes'), 1000)
     seconds = {part: read_log(out/part)[-1]['seconds'] for part in ('classifier', 'perceptual', 'tokenizer', 'generator')}
     (assets/'bundled.json').write_text(json.dumps({'metrics': metrics, 'seconds': seconds, 'provenance': about}, indent=1))

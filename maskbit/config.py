@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Schedule', 'SAMPLING', 'STAGE1', 'STAGE2', 'InputError', 'check', 'TokenizerConfig', 'Stage1LossConfig',
-           'DiscriminatorConfig', 'OptimConfig', 'TrainConfig', 'DataConfig', 'Stage1Config', 'GeneratorConfig',
-           'Stage2LossConfig', 'SampleConfig', 'Stage2Config', 'flat', 'diff', 'change', 'to_json', 'from_json',
+           'DiscriminatorConfig', 'OptimConfig', 'TrainConfig', 'DataConfig', 'Stage1Config', 'SampleConfig',
+           'GeneratorConfig', 'Stage2LossConfig', 'Stage2Config', 'flat', 'diff', 'change', 'to_json', 'from_json',
            'preset']
 
 # %% ../nbs/00_config.ipynb #imports
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args, get_origin, get_type_hints
 
 # %% ../nbs/00_config.ipynb #input-error
-class InputError(ValueError):
+class InputError(Exception):
     "Something the caller can mend; its message is one sentence that says how."
 
 
@@ -22,6 +22,12 @@ def check(ok,       # what must hold
           message): # one sentence that says what to do
     "Raise `InputError(message)` unless `ok`."
     if not ok: raise InputError(message)
+
+
+def _at_least(cfg, **lowest): # field: the smallest value it may have
+    "Refuse a number that is too small, or not finite."
+    for name, low in lowest.items():
+        check(low <= getattr(cfg, name) < math.inf, f'{name} is {getattr(cfg, name)}: choose {low:g} or more.')
 
 
 def _check_choices(cfg):
@@ -46,6 +52,8 @@ class TokenizerConfig:
     def __post_init__(self):
         _check_choices(self)
         check(1 <= self.bits <= 24, f'bits is {self.bits}: choose 1 to 24.')
+        _at_least(self, base_channels=8, blocks=1, embedding=1, resolution=1)
+        check(len(self.channel_mult) > 0 and min(self.channel_mult) >= 1, f'channel_mult is {self.channel_mult}: choose a whole number from 1 up for each stage.')
         check(self.base_channels % 8 == 0, f'base_channels is {self.base_channels}: choose a multiple of 8, GroupNorm splits it into groups.')
         check(self.resolution % self.stride == 0,
               f'resolution is {self.resolution}, which the stride {self.stride} of {len(self.channel_mult)} stages does not divide: choose a multiple of {self.stride}.')
@@ -80,7 +88,9 @@ class Stage1LossConfig:
     lecam: float = 0.001               # weight of LeCam regularization of the discriminator
     lecam_decay: float = 0.999         # decay of its running means
 
-    def __post_init__(self): _check_choices(self)
+    def __post_init__(self):
+        _check_choices(self)
+        _at_least(self, temperature=1e-6, entropy_boost_steps=1, gan_start=0, gan=0, lecam=0, entropy=0, commitment=0, perceptual_weight=0, reconstruction=0)
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,7 @@ class DiscriminatorConfig:
     base_channels: int = 128                                # channels of the first stage
     stages: int = 4                                         # number of stages, each halving the picture
 
-    def __post_init__(self): _check_choices(self)
+    def __post_init__(self): _check_choices(self); _at_least(self, base_channels=8, stages=1)
 
 # %% ../nbs/00_config.ipynb #optim-config
 @dataclass(frozen=True)
@@ -105,7 +115,10 @@ class OptimConfig:
     clip: float = 1.0                            # largest norm of the gradient; 0 for no limit
     ema: float = 0.999                           # decay of the moving average of the weights; 0 for none
 
-    def __post_init__(self): _check_choices(self)
+    def __post_init__(self):
+        _check_choices(self)
+        _at_least(self, lr=1e-12, warmup=0, weight_decay=0, clip=0, final_lr=0)
+        check(0 <= self.ema < 1, f'ema is {self.ema}: choose 0 or more, and less than 1.')
 
 
 @dataclass(frozen=True)
@@ -122,8 +135,7 @@ class TrainConfig:
 
     def __post_init__(self):
         _check_choices(self)
-        for k in ('steps', 'batch', 'microbatch', 'log_every', 'save_every', 'keep'):
-            check(getattr(self, k) >= 1, f'{k} is {getattr(self, k)}: choose at least 1.')
+        _at_least(self, steps=1, batch=1, microbatch=1, log_every=1, save_every=1, keep=1)
 
 # %% ../nbs/00_config.ipynb #data-config
 @dataclass(frozen=True)
@@ -137,6 +149,7 @@ class DataConfig:
 
     def __post_init__(self):
         check(0 <= self.difficulty <= 1, f'difficulty is {self.difficulty}: choose 0 to 1.')
+        _at_least(self, workers=0, train_size=1)
 
 
 @dataclass(frozen=True)
@@ -148,6 +161,35 @@ class Stage1Config:
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     data: DataConfig = DataConfig()
+
+# %% ../nbs/00_config.ipynb #sample-config
+Schedule = Literal['arccos', 'cosine', 'linear', 'square', 'root']   # how the share of hidden groups falls (notebook 21)
+
+@dataclass(frozen=True)
+class SampleConfig:
+    "How images are drawn (App. B.3); defaults are the paper's for 12 bits and 64 steps."
+    steps: int = 64                # n, forward passes over the sequence
+    guidance_scale: float = 7.1    # s, strength of classifier-free guidance at the end
+    temperature: float = 8.2       # t, of the annealed noise on the confidence
+    scale_pow: float = 3.0         # m, how late power-cosine guidance sets in
+    guidance: Literal['power-cosine', 'linear', 'constant', 'none'] = 'power-cosine' # how its weight grows with the steps
+    softmax_temperature: float = 1.0 # of the distribution that values are drawn from; below 1, likely values are preferred
+    schedule: Schedule = 'arccos'  # of the share of groups still hidden after each step
+
+    def __post_init__(self):
+        _check_choices(self)
+        _at_least(self, steps=1, temperature=0, guidance_scale=0, scale_pow=1e-6, softmax_temperature=1e-6)
+
+# %% ../nbs/00_config.ipynb #sampling
+SAMPLING = { #                n    s    t    m
+    '10bit':     SampleConfig(64,  6.4, 10.5, 2.5),
+    '12bit':     SampleConfig(64,  7.1, 8.2,  3.0),
+    '14bit':     SampleConfig(64,  7.1, 7.8,  3.0),
+    '14bit-128': SampleConfig(128, 7.1, 9.0,  3.0),
+    '14bit-256': SampleConfig(256, 5.8, 10.3, 3.0),
+    '16bit':     SampleConfig(64,  6.5, 7.5,  2.5),
+    '18bit':     SampleConfig(64,  5.7, 8.5,  2.5),
+    'shapes':    SampleConfig(16,  4.0, 2.0,  3.0)}
 
 # %% ../nbs/00_config.ipynb #generator-config
 @dataclass(frozen=True)
@@ -163,8 +205,13 @@ class GeneratorConfig:
     mlp: int = 4096         # hidden width of the feed-forward part
     dropout: float = 0.1    # on embeddings, attention and both residual branches
     input: Literal['bits', 'embedding'] = 'bits' # what the transformer reads: bits (MaskBit) or a learned table for each group (MaskGIT)
+    sample: SampleConfig = SampleConfig() # how its pictures are best drawn
+    tokenizer: str = ''     # fingerprint of the tokenizer whose tokens it learns; empty if unknown
+
     def __post_init__(self):
         _check_choices(self)
+        _at_least(self, bits=1, side=1, width=1, depth=1, heads=1, mlp=1)
+        check(0 <= self.dropout < 1, f'dropout is {self.dropout}: choose 0 or more, and less than 1.')
         check(self.groups >= 1 and self.bits % self.groups == 0,
               f'groups is {self.groups}, which does not divide bits = {self.bits}: choose a divisor of {self.bits}.')
         check(self.width % self.heads == 0, f'heads is {self.heads}, which does not divide width = {self.width}: choose a divisor.')
@@ -177,8 +224,6 @@ class GeneratorConfig:
     def positions(self): return self.side ** 2
 
 
-Schedule = Literal['arccos', 'cosine', 'linear', 'square', 'root']   # how the share of hidden groups falls (notebook 21)
-
 @dataclass(frozen=True)
 class Stage2LossConfig:
     "The masked-prediction loss (App. B.2)."
@@ -186,26 +231,12 @@ class Stage2LossConfig:
     label_smoothing: float = 0.1   # of the cross-entropy
     over: Literal['masked', 'all'] = 'masked' # masked (the paper) or all (the released code)
     schedule: Schedule = 'arccos'  # of the share of groups that is hidden
-    def __post_init__(self): _check_choices(self)
 
-# %% ../nbs/00_config.ipynb #sample-config
-@dataclass(frozen=True)
-class SampleConfig:
-    "How images are drawn (App. B.3); defaults are the paper's for 12 bits and 64 steps."
-    steps: int = 64                # n, forward passes over the sequence
-    guidance_scale: float = 7.1    # s, strength of classifier-free guidance at the end
-    temperature: float = 8.2       # t, of the annealed noise on the confidence
-    scale_pow: float = 3.0         # m, how late power-cosine guidance sets in
-    guidance: Literal['power-cosine', 'linear', 'constant', 'none'] = 'power-cosine' # how its weight grows with the steps
-    softmax_temperature: float = 1.0 # of the distribution that values are drawn from; below 1, likely values are preferred
-    schedule: Schedule = 'arccos'  # of the share of groups still hidden after each step
     def __post_init__(self):
         _check_choices(self)
-        check(self.steps >= 1, f'steps is {self.steps}: choose at least 1.')
-        for k in ('temperature', 'guidance_scale'): check(0 <= getattr(self, k) < math.inf, f'{k} is {getattr(self, k)}: choose 0 or more.')
-        for k in ('scale_pow', 'softmax_temperature'): check(0 < getattr(self, k) < math.inf, f'{k} is {getattr(self, k)}: choose more than 0.')
+        for k in ('label_dropout', 'label_smoothing'): check(0 <= getattr(self, k) <= 1, f'{k} is {getattr(self, k)}: choose 0 to 1.')
 
-
+# %% ../nbs/00_config.ipynb #stage2-config
 @dataclass(frozen=True)
 class Stage2Config:
     "Everything about one Stage II run: `maskbit train-generator`."
@@ -213,18 +244,6 @@ class Stage2Config:
     loss: Stage2LossConfig = Stage2LossConfig()
     optim: OptimConfig = OptimConfig(betas=(0.9, 0.96), weight_decay=0.045)
     train: TrainConfig = TrainConfig(batch=1024, microbatch=32)
-    sample: SampleConfig = SampleConfig()
-
-# %% ../nbs/00_config.ipynb #sampling
-SAMPLING = { #                n    s    t    m
-    '10bit':     SampleConfig(64,  6.4, 10.5, 2.5),
-    '12bit':     SampleConfig(64,  7.1, 8.2,  3.0),
-    '14bit':     SampleConfig(64,  7.1, 7.8,  3.0),
-    '14bit-128': SampleConfig(128, 7.1, 9.0,  3.0),
-    '14bit-256': SampleConfig(256, 5.8, 10.3, 3.0),
-    '16bit':     SampleConfig(64,  6.5, 7.5,  2.5),
-    '18bit':     SampleConfig(64,  5.7, 8.5,  2.5),
-    'shapes':    SampleConfig(16,  4.0, 2.0,  3.0)}
 
 # %% ../nbs/00_config.ipynb #flat
 def flat(cfg, prefix=''):
@@ -265,8 +284,8 @@ def from_json(cls,   # a configuration class
               text): # JSON, as from `to_json`
     "Read a configuration strictly; raises `InputError` naming an unknown field or a wrong type."
     import dacite
-    try: return dacite.from_dict(cls, json.loads(text), dacite.Config(cast=[tuple], strict=True))
-    except (dacite.DaciteError, json.JSONDecodeError) as e: raise InputError(f'The configuration does not fit {cls.__name__}: {e}.') from None
+    try: return dacite.from_dict(cls, dict(json.loads(text)), dacite.Config(cast=[tuple], strict=True))
+    except (dacite.DaciteError, ValueError, TypeError) as e: raise InputError(f'The configuration does not fit {cls.__name__}: {e}.') from None
 
 # %% ../nbs/00_config.ipynb #presets
 def _shapes_tokenizer(steps, channels, lr):
@@ -282,15 +301,15 @@ def _shapes_tokenizer(steps, channels, lr):
 def _shapes_generator(steps, width, depth, lr):
     "The recipe of Stage II on the tokens of the above."
     return Stage2Config(
-        model=GeneratorConfig(bits=12, groups=2, side=8, classes=10, width=width, depth=depth, heads=width // 32, mlp=4 * width),
+        model=GeneratorConfig(bits=12, groups=2, side=8, classes=10, width=width, depth=depth, heads=width // 32, mlp=4 * width, sample=SAMPLING['shapes']),
         optim=OptimConfig(lr=lr, warmup=min(200, steps // 10), betas=(0.9, 0.96), weight_decay=0.045, ema=0.995),
-        train=TrainConfig(steps=steps, batch=64, microbatch=64, save_every=max(100, steps // 10)), sample=SAMPLING['shapes'])
+        train=TrainConfig(steps=steps, batch=64, microbatch=64, save_every=max(100, steps // 10)))
 
 
 STAGE1 = {'tiny': _shapes_tokenizer(450, 32, 1e-3), 'shapes': _shapes_tokenizer(3000, 32, 1e-3),
           **{f'paper-{k}bit': Stage1Config(model=TokenizerConfig(bits=k)) for k in (10, 12, 14, 16, 18)}}
 STAGE2 = {'tiny': _shapes_generator(800, 128, 4, 1e-3), 'shapes': _shapes_generator(2500, 192, 4, 1e-3),
-          **{f'paper-{k}bit': Stage2Config(model=GeneratorConfig(bits=k), sample=SAMPLING[f'{k}bit']) for k in (10, 12, 14, 16, 18)}}
+          **{f'paper-{k}bit': Stage2Config(model=GeneratorConfig(bits=k, sample=SAMPLING[f'{k}bit'])) for k in (10, 12, 14, 16, 18)}}
 
 # %% ../nbs/00_config.ipynb #preset
 def preset(presets, name): # `STAGE1` or `STAGE2`, and one of its names

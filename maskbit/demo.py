@@ -7,7 +7,6 @@ __all__ = ['measure', 'save_pictures', 'write_report', 'demo']
 
 # %% ../nbs/34_demo.ipynb #imports
 import base64, json
-from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 import torch
@@ -23,11 +22,11 @@ from .tokens import TokenCache, flip, write_cache
 from .training import read_log
 
 # %% ../nbs/34_demo.ipynb #measure
-def measure(tok, gen, cfg=STAGE2['shapes'].sample, count=512, seed=0):
+def measure(tok, gen, count=512, seed=0, quiet=False):
     "(metrics, pictures) of a tokenizer and a generator on the validation split of Shapes."
     real, _ = Shapes(tok.config.resolution, 'validation').batch(torch.arange(count))
     labels = torch.arange(count) % 10
-    drawn = sample(gen, tok, labels, seed, quiet=False, **asdict(cfg))
+    drawn = sample(gen, tok, labels, seed, quiet=quiet)
     metrics = evaluate_tokenizer(tok, real.split(128)) | agreement(drawn, labels) | {f'{k} of samples': v for k, v in frechet_distance(drawn, real).items()}
     indices = tok.encode(real[:12]); back = tok.decode(indices)
     flips = torch.cat([tok.decode(flip(indices[:4], b)) for b in range(tok.config.bits)])
@@ -67,18 +66,18 @@ def demo(folder,                     # where everything goes; an unfinished demo
          stage1=STAGE1['tiny'],      # the tokenizer's run
          stage2=STAGE2['tiny'],      # the generator's run
          images=8000,                # in the token cache
-         count=512):                 # pictures measured
+         count=512,                  # pictures measured
+        quiet=False):               # no progress bars
     "Train, generate, measure and report; returns the metrics."
     folder = Path(folder)
     data = Shapes(stage1.model.resolution, length=stage1.data.train_size, difficulty=stage1.data.difficulty)
-    tok = train_tokenizer(stage1, data, folder/'tokenizer')
-    cache = folder/'tokens'
-    data.length = images
-    cache = TokenCache(cache) if cache.exists() else write_cache(tok, data, cache)
-    gen = train_generator(stage2, cache, folder/'generator')
+    tok = train_tokenizer(stage1, data, folder/'tokenizer', quiet=quiet)
+    data.length, tokens = images, folder/'tokens'
+    cache = TokenCache(tokens) if tokens.exists() else write_cache(tok, data, tokens, quiet=quiet)
+    gen = train_generator(stage2, cache, folder/'generator', quiet=quiet)
     results = {}
     for name, (t, g) in {'this demo': (tok, gen), 'bundled': (Tokenizer.from_pretrained('shapes'), Generator.from_pretrained('shapes'))}.items():
-        metrics, pictures = measure(t.cpu(), g.cpu(), stage2.sample, count)
+        metrics, pictures = measure(t.cpu(), g.cpu(), count, quiet=quiet)
         results[name] = metrics, save_pictures(pictures, folder, name.replace(' ', '-'))
     seconds = sum(read_log(folder/part)[-1]['seconds'] for part in ('tokenizer', 'generator'))
     write_report(folder, results, seconds)

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional as F
-from .config import GeneratorConfig, Stage2Config, check
+from .config import GeneratorConfig, Stage2Config, change, check
 from .counters import uniform
 from .masking import draw_mask, group_bits, split_groups
 from .storage import load_model, save_model
@@ -117,9 +117,9 @@ class GeneratorStage(Stage):
         logits = self.parts[name].model(groups, mask, batch['labels'].masked_fill(dropped, c.classes)).float()
         each = F.cross_entropy(logits.flatten(0, 2), groups.flatten(), label_smoothing=cfg.label_smoothing, reduction='none').view_as(mask)
         shown = each if cfg.over == 'all' else each * mask
-        count = c.positions * c.groups if cfg.over == 'all' else self.hidden(step, n.device)
-        loss = shown.sum() / len(n) / count
-        right = ((logits.argmax(-1) == groups) & mask).sum() / len(n) / self.hidden(step, n.device)
+        hidden = self.hidden(step, n.device)
+        loss = shown.sum() / len(n) / (c.positions * c.groups if cfg.over == 'all' else hidden)
+        right = ((logits.argmax(-1) == groups) & mask).sum() / len(n) / hidden
         return loss, {'loss': loss, 'accuracy': right}
 
     def export(self, model, run): model.save_pretrained(run/'model')
@@ -134,4 +134,5 @@ def train_generator(config: Stage2Config, # everything about the run
     check((c.bits, c.side) == (cache.bits, cache.side),
           f'The tokens are {cache.side} x {cache.side} of {cache.bits} bits and the generator wants {c.side} x {c.side} of {c.bits}: set model.bits={cache.bits} and model.side={cache.side}.')
     check(c.classes == len(cache.classes), f'The tokens have {len(cache.classes)} classes and the generator {c.classes}: set model.classes={len(cache.classes)}.')
+    config = change(config, {'model.tokenizer': cache.tokenizer})
     return fit(lambda device: GeneratorStage(config, device), cache, run, config, title='generator', **kwargs)

@@ -7,10 +7,12 @@ __all__ = ['GUIDANCE', 'still_hidden', 'guided_logits', 'sample_tokens', 'sample
 
 # %% ../nbs/23_sampling.ipynb #imports
 import math
+from dataclasses import replace
 import torch
-from .config import SampleConfig, check
+from .config import InputError, SampleConfig, check
 from .counters import uniform
 from .masking import SCHEDULES, join_groups, split_groups
+from .storage import fingerprint
 
 # %% ../nbs/23_sampling.ipynb #schedule
 def still_hidden(total,             # groups to fill
@@ -113,12 +115,13 @@ def sample(generator,   # a `Generator` or `MaskGIT`
            batch=64,    # pictures drawn at a time; halved while they do not fit into memory
            quiet=True,  # no progress bar
            start=None,  # (tokens, hidden) to begin with: see `sample_tokens`
-           **settings): # steps, guidance_scale, temperature, ...: see `SampleConfig`
+           **settings): # steps, guidance_scale, temperature, ...: see `SampleConfig`; the generator's own where not given
     "Draw one picture for each label: (B, 3, H, W) in [0, 1], on the CPU."
     from tqdm.auto import tqdm
     g, t = generator.eval().config, tokenizer.eval().config
     check(g.bits == t.bits, f'The generator draws tokens of {g.bits} bits and the tokenizer reads {t.bits}: use the tokenizer it was trained with.')
-    cfg, labels, out, i = SampleConfig(**settings), torch.as_tensor(labels), [], 0
+    check(not g.tokenizer or g.tokenizer == fingerprint(tokenizer), 'The generator learned the tokens of another tokenizer: use the one it was trained with.')
+    cfg, labels, out, i = replace(g.sample, **settings), torch.as_tensor(labels), [], 0
     _check_labels(labels, g.classes)
     with tqdm(total=len(labels), desc='sample', unit='image', disable=quiet, dynamic_ncols=True) as bar:
         while i < len(labels):

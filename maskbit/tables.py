@@ -10,7 +10,7 @@ import itertools
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import torch
-from .ablation import RESULTS, _table, read_results, record, spread
+from .ablation import RESULTS, markdown_table, read_results, record, spread
 from .config import SAMPLING, STAGE1, STAGE2, SampleConfig, change, check
 from .generator import Generator, train_generator
 from .metrics import agreement, frechet_distance
@@ -85,8 +85,10 @@ def _measured(row, one, two, cfg, folder, images, count, quiet):
 # %% ../nbs/24_ablations.ipynb #run-tables
 def run_tables(tables=tuple(TABLES),   # which
                seeds=(0, 1),           # one run of every row for each
-               stage1=STAGE1['tiny'],  # of the tokenizers, but for quantizer and bits
-               stage2=STAGE2['tiny'],  # of the generators, but for bits, groups and input
+               tokenizer_steps=450,    # training steps of each tokenizer
+               generator_steps=800,    # training steps of each generator
+               stage1=STAGE1['tiny'],  # of the tokenizers, but for quantizer, bits and steps
+               stage2=STAGE2['tiny'],  # of the generators, but for bits, groups, input and steps
                images=8000,            # in the token caches
                count=1000,             # samples measured
                out='runs/tables',      # folder of the training runs
@@ -95,9 +97,9 @@ def run_tables(tables=tuple(TABLES),   # which
     "Train and measure the rows of Tables 3 and 4 under one budget; a stopped call continues. Returns nothing; `read_results('tables')` has the rows."
     check(set(tables) <= set(TABLES), f'There is no table {", ".join(sorted(set(tables) - set(TABLES)))}: choose from {", ".join(TABLES)}.')
     for seed, row in itertools.product(seeds, {r.name: r for t in tables for r in TABLES[t]}.values()):
-        one = change(stage1, {'model.quantizer': row.quantizer, 'model.bits': row.bits, 'train.seed': seed})
-        two = change(stage2, {'model.bits': row.bits, 'model.groups': row.groups, 'model.input': row.input, 'model.side': one.model.side, 'train.seed': seed})
-        cfg, folder = replace(two.sample, steps=row.steps * two.sample.steps), Path(out)/f'{row.tokenizer}-seed{seed}'
+        one = change(stage1, {'train.steps': tokenizer_steps, 'loss.gan_start': tokenizer_steps * 3 // 4, 'model.quantizer': row.quantizer, 'model.bits': row.bits, 'train.seed': seed})
+        two = change(stage2, {'train.steps': generator_steps, 'model.bits': row.bits, 'model.groups': row.groups, 'model.input': row.input, 'model.side': one.model.side, 'train.seed': seed})
+        cfg, folder = replace(two.model.sample, steps=row.steps * two.model.sample.steps), Path(out)/f'{row.tokenizer}-seed{seed}'
         about = {'stage1': asdict(one), 'stage2': asdict(two), 'sample': asdict(cfg), 'images': images, 'count': count}
         record(f'tables/{row.name}', seed, about, lambda: _measured(row, one, two, cfg, folder, images, count, quiet), results)
         if row.bits == 12:
@@ -113,7 +115,7 @@ def show_table(name,             # 3a, 3b, 4a or 4b
         rows = measured.get(f'tables/{row.name}', [])
         here = ['{:.3g} ± {:.2g}'.format(*spread(rows, m)) for m in ('frechet_shapes', 'agreement')] if rows else ['not run'] * 2
         return [row.label, row.fid, row.score or '-', *here, len(rows)]
-    return _table([f'Table {name}', 'published: gFID, ImageNet', 'published: IS', 'measured: Fréchet, Shapes', 'measured: agreement', 'seeds'], map(cells, TABLES[name]))
+    return markdown_table([f'Table {name}', 'published: gFID, ImageNet', 'published: IS', 'measured: Fréchet, Shapes', 'measured: agreement', 'seeds'], map(cells, TABLES[name]))
 
 # %% ../nbs/24_ablations.ipynb #sensitivity
 GRID = dict(temperature=(1.0, 1.5, 2.0, 3.0, 4.0), guidance_scale=(2.0, 4.0, 6.0), scale_pow=(2.0, 3.0, 4.0))   # t, s, m

@@ -13,7 +13,7 @@ import torch
 from .config import InputError, check
 from .counters import hash32
 from .quantize import bits_to_indices, indices_to_bits
-from .storage import atomic_folder, damage, fingerprint
+from .storage import atomic_folder, check_replaceable, damage, fingerprint
 
 # %% ../nbs/20_bit_tokens.ipynb #flip
 def flip(indices, # (B, h, w) int64
@@ -65,6 +65,7 @@ def write_cache(tokenizer,      # a `Tokenizer`
                 quiet=False):   # no progress bar
     "Encode every image and write the packed tokens; returns the opened `TokenCache`."
     from tqdm.auto import trange
+    check_replaceable(folder)
     tokenizer = tokenizer.to(device).eval()
     K, packed, labels, total = tokenizer.config.bits, [], [], len(data) * views
     for start in trange(0, total, batch, desc='tokenize', unit='batch', disable=quiet, dynamic_ncols=True):

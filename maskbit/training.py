@@ -134,7 +134,7 @@ def restore(stage, ema, tensors, scalars):
         p.schedule.last_epoch = scalars[name]['steps']
 
 # %% ../nbs/05_training.ipynb #open-run
-_FREE = {'train.log_every', 'train.save_every', 'train.keep', 'train.microbatch', 'data.workers'}   # may change between start and resume
+_FREE = {'train.log_every', 'train.save_every', 'train.keep', 'data.workers'}   # may change between start and resume
 
 
 def open_run(run, config):
@@ -146,7 +146,8 @@ def open_run(run, config):
     except OSError as e: raise InputError(f'Cannot write to {run} ({e.strerror}): choose another output folder.') from None
     path = run/'config.json'
     if path.exists():
-        changed = set(diff(from_json(type(config), path.read_text()), config)) - _FREE
+        try: changed = set(diff(from_json(type(config), path.read_bytes()), config)) - _FREE
+        except InputError as e: raise InputError(f'{run} cannot be continued. {e}') from None
         check(not changed, f'{run} holds a run with another {", ".join(sorted(changed))}: choose another folder, or the same settings to continue it.')
     else: path.write_text(to_json(config))
     return run
@@ -236,6 +237,7 @@ def fit(make_stage,     # function of a device that returns the `Stage`
                 if accelerator.is_main_process and (step % train.save_every == 0 or last): save_run(run, step, stage, ema, train.keep)
                 bar.update()
                 if signals.stop: raise KeyboardInterrupt
+    elif accelerator.is_main_process: stage.export(ema.module, run)
     return ema.module.eval()
 
 # %% ../nbs/05_training.ipynb #report

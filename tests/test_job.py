@@ -36,7 +36,7 @@ def test_a_stopped_run_continues_to_the_same_weights(tmp_path, kill):
     run.send_signal(kill)
     said, _ = run.communicate(timeout=60)
     assert not (tmp_path/'stopped'/'checkpoints'/'step-00000040').exists(), 'stopped too late to be a test'
-    assert kill is signal.SIGKILL or 'continues from the last checkpoint' in said
+    assert kill is signal.SIGKILL or 'continues a training from its last checkpoint' in said
     subprocess.run(command(tmp_path/'stopped'), check=True, env=env, capture_output=True)
     assert same(tmp_path/'whole', tmp_path/'stopped')
 

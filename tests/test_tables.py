@@ -4,14 +4,14 @@ import pytest
 from maskbit.config import STAGE1, STAGE2, InputError, change
 from maskbit.tables import TABLES, run_tables
 
-STAGE1_SMALL = change(STAGE1['tiny'], {'model.base_channels': 8, 'model.embedding': 16, 'discriminator.base_channels': 8, 'loss.gan_start': 1, 'train.steps': 2,
+STAGE1_SMALL = change(STAGE1['tiny'], {'model.base_channels': 8, 'model.embedding': 16, 'discriminator.base_channels': 8,
                                        'train.batch': 4, 'train.save_every': 1})
-STAGE2_SMALL = change(STAGE2['tiny'], {'model.width': 32, 'model.heads': 2, 'model.depth': 1, 'model.mlp': 64, 'train.steps': 2, 'train.batch': 4, 'train.save_every': 1,
-                                       'sample.steps': 2})
+STAGE2_SMALL = change(STAGE2['tiny'], {'model.width': 32, 'model.heads': 2, 'model.depth': 1, 'model.mlp': 64, 'train.batch': 4, 'train.save_every': 1,
+                                       'model.sample.steps': 2})
 
 
-def run(tmp_path, stage2=STAGE2_SMALL, tables=tuple(TABLES)):
-    run_tables(tables, (0,), STAGE1_SMALL, stage2, 16, 20, tmp_path/'runs', tmp_path/'results', quiet=True)
+def run(tmp_path, steps=2, tables=tuple(TABLES)):
+    run_tables(tables, (0,), 2, steps, STAGE1_SMALL, STAGE2_SMALL, 16, 20, tmp_path/'runs', tmp_path/'results', quiet=True)
 
 
 def test_all_rows_and_none_twice(tmp_path):
@@ -26,4 +26,4 @@ def test_all_rows_and_none_twice(tmp_path):
 
 def test_another_budget_under_the_same_name_is_refused(tmp_path):
     run(tmp_path, tables=['4b'])
-    with pytest.raises(InputError, match='another configuration'): run(tmp_path, change(STAGE2_SMALL, {'train.steps': 3}), ['4b'])
+    with pytest.raises(InputError, match='another configuration'): run(tmp_path, 3, ['4b'])
