@@ -107,8 +107,8 @@ def record(name,             # of the run, such as roadmap-tiny/4-vqgan_plus
         row = json.loads(path.read_text())
         check(row['config'] == about, f'{path} was measured with another configuration: choose another folder of results.')
         return row
-    start = time.time()
-    row = dict(name=name, seed=seed, metrics=measure(), seconds=round(time.time() - start, 1), config=about, provenance=provenance())
+    start, code = time.time(), provenance()
+    row = dict(name=name, seed=seed, metrics=measure(), seconds=round(time.time() - start, 1), config=about, provenance=code)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix('.tmp').write_text(json.dumps(row, indent=1)); os.replace(path.with_suffix('.tmp'), path)
     return row
@@ -173,10 +173,9 @@ def _rows_of(name, scale='tiny'):
 
 def result_table(*names): # of steps
     "Published beside measured, the mean over seeds and half of their range."
-    def cells(rows, *metrics):
-        if not rows: return ['not run'] * len(metrics)
-        return ['{:.3g} ± {:.2g}'.format(*spread(rows, m)) for m in metrics]
-    rows = [(n, PUBLISHED[n] or 'figure only', *cells(_rows_of(n), 'frechet_shapes', 'psnr', 'ssim', 'codes_used'), len(_rows_of(n))) for n in names]
+    def cells(rows, **metrics):
+        return [f'{m:{digits}} ± {s:{digits}}' for m, s, digits in ((*spread(rows, k), d) for k, d in metrics.items())] if rows else ['not run'] * len(metrics)
+    rows = [(n, PUBLISHED[n] or 'figure only', *cells(_rows_of(n), frechet_shapes='.3f', psnr='.1f', ssim='.2f', codes_used=',.0f'), len(_rows_of(n))) for n in names]
     return markdown_table(['step', 'published: rFID, ImageNet', 'measured: Fréchet, Shapes 32 px', 'PSNR, dB', 'SSIM', 'codes used', 'seeds'], rows)
 
 # %% ../nbs/17_roadmap.ipynb #strip

@@ -7,7 +7,7 @@ __all__ = ['check_replaceable', 'atomic_folder', 'damage', 'save_model', 'find_m
            'save_checkpoint', 'latest_checkpoint', 'provenance']
 
 # %% ../nbs/04_storage.ipynb #imports
-import contextlib, hashlib, json, os, shutil
+import contextlib, functools, hashlib, json, os, shutil
 from importlib.resources import files
 from pathlib import Path
 import torch
@@ -145,6 +145,7 @@ def latest_checkpoint(run,         # folder of the run
         say(f'Passing over a damaged checkpoint: {wrong}.'); shutil.rmtree(folder)
 
 # %% ../nbs/04_storage.ipynb #provenance
+@functools.cache
 def provenance():
     "Hardware, package versions, git commit and time of a measurement."
     import platform, subprocess, time
