@@ -1,14 +1,17 @@
 "README.md is the rendered text of nbs/index.ipynb. `python tests/readme.py --write` renders it again."
-import sys
+import re, sys
 from pathlib import Path
+import nbformat
 from nbconvert import MarkdownExporter
 
 root = Path(__file__).parent.parent
 
 
 def render():
-    text, _ = MarkdownExporter().from_filename(str(root/'nbs/index.ipynb'))
-    return text.replace('](images/', '](nbs/images/').strip() + '\n'
+    notebook = nbformat.read(root/'nbs/index.ipynb', 4)
+    notebook.metadata['language_info'] = {'name': 'python'}                # nbdev_clean removes it; it names the code blocks
+    text, _ = MarkdownExporter().from_notebook_node(notebook)
+    return re.sub('\n{3,}', '\n\n', text.replace('](images/', '](nbs/images/')).strip() + '\n'
 
 
 if __name__ == '__main__' and '--write' in sys.argv: (root/'README.md').write_text(render())
