@@ -6,8 +6,6 @@
 __all__ = ['read_rgb', 'scan', 'augmentation', 'ImageFolder', 'open_data']
 
 # %% ../nbs/03_images.ipynb #imports
-import warnings
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import torch
@@ -15,22 +13,29 @@ from .config import DataConfig, InputError, check
 from .counters import seed_of
 from .shapes import Shapes
 
+# %% ../nbs/03_images.ipynb #white
+def _white(im): # a `PIL.Image` in mode I;16..., I or F
+    "The value that stands for white."
+    import numpy as np
+    if im.mode == 'F': return 1.0 if np.asarray(im).max() <= 1 else 255.0     # floats have no fixed range: [0, 1], or else that of 8 bits
+    bits = getattr(im, 'tag_v2', {}).get(258, (16,))[0]                       # only TIFF says how many (tag 258, BitsPerSample)
+    return 2.0 ** min(bits, 16) - 1                                           # 32-bit files hold counts of any range; they count as 16-bit ones
+
 # %% ../nbs/03_images.ipynb #read
 def read_rgb(path): # of an image file
     "A right-side-up 8-bit RGB `PIL.Image` from grey, palette, CMYK, 16-bit, transparent or rotated files; raises `OSError` or `ValueError` if it is not a whole image."
     from PIL import Image, ImageOps
     import numpy as np
-    with warnings.catch_warnings():
-        warnings.simplefilter('error', Image.DecompressionBombWarning)
-        with Image.open(path) as im:
-            im = ImageOps.exif_transpose(im)
-            if im.mode.startswith('I') or im.mode == 'F':
-                a = np.asarray(im).astype(np.float64)
-                im = Image.fromarray((a / (65535 if a.max() > 255 else 255) * 255).clip(0, 255).astype(np.uint8))
-            if im.has_transparency_data:
-                im = im.convert('RGBA')
-                im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
-            return im.convert('RGB')
+    with Image.open(path) as im:
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit and im.width * im.height > limit: raise ValueError(f'{im.width} x {im.height} pixels are more than the {limit} that PIL.Image.MAX_IMAGE_PIXELS allows')
+        white = _white(im) if im.mode[0] in 'IF' else None
+        im = ImageOps.exif_transpose(im)
+        if white: im = Image.fromarray((np.asarray(im).astype(np.float64) / white * 255).clip(0, 255).round().astype(np.uint8))
+        if im.has_transparency_data:
+            im = im.convert('RGBA')
+            im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
+        return im.convert('RGB')
 
 # %% ../nbs/03_images.ipynb #scan
 _EXTENSIONS = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm'}
@@ -52,13 +57,15 @@ def scan(folder,      # of images, with or without sub-folders
     root = Path(folder)
     check(root.is_dir(), f'There is no folder {folder}: give a folder of images, or shapes.')
     classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith('.'))
-    files = [(p, k) for k, c in enumerate(classes or ['.']) for p in sorted((root/c).rglob('*') if classes else root.iterdir()) if p.is_file() and not p.name.startswith('.')]
-    check(files, f'{folder} holds no files: put images into it, or into one sub-folder for each class.')
+    def inside(paths): return sorted(p for p in paths if p.is_file() and not p.name.startswith('.'))
+    files = [(p, k) for k, c in enumerate(classes or ['.']) for p in inside((root/c).rglob('*') if classes else root.iterdir())]
+    beside = inside(root.iterdir()) if classes else []
+    check(files or beside, f'{folder} holds no files: put images into it, or into one sub-folder for each class.')
     with ThreadPoolExecutor() as pool: wrong = list(tqdm(pool.map(_whole, [p for p, _ in files]), total=len(files), desc='check images', unit='image', disable=quiet, dynamic_ncols=True))
-    skipped = {p: w for (p, _), w in zip(files, wrong) if w}
+    skipped = {p: 'beside the classes' for p in beside} | {p: w for (p, _), w in zip(files, wrong) if w}
     for p, w in skipped.items(): say(f'Left out {p.relative_to(root)}: {w}.')
     kept = [f for f in files if f[0] not in skipped]
-    check(kept, f'None of the {len(files)} files in {folder} is a readable image.')
+    check(kept, f'None of the {len(files) + len(beside)} files in {folder} is a readable image{" in a sub-folder" if classes else ""}.')
     if skipped: say(f'{len(kept)} images, {len(skipped)} files left out.')
     empty = [c for k, c in enumerate(classes) if not any(l == k for _, l in kept)]
     check(not empty, f'The class {", ".join(empty)} of {folder} has no readable image: add some, or remove the sub-folder.')

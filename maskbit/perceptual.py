@@ -6,6 +6,7 @@
 __all__ = ['ResNet50', 'ShapesNet', 'lpips_vgg', 'feature_distance', 'PerceptualLoss']
 
 # %% ../nbs/13_perceptual.ipynb #imports
+import warnings
 from pathlib import Path
 import torch
 from torch import nn
@@ -63,7 +64,9 @@ def lpips_vgg(file=''): # a local copy of VGG16's weights
     import lpips
     from torchvision.models import VGG16_Weights
     state = _pretrained(VGG16_Weights.IMAGENET1K_V1, file)
-    net = lpips.LPIPS(net='vgg', pnet_rand=True, verbose=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', category=UserWarning, module='torchvision')       # the package asks torchvision in an old way
+        net = lpips.LPIPS(net='vgg', pnet_rand=True, verbose=False)
     _fill(net.net, {k: state.get('features.' + k.split('.', 1)[1]) for k in net.net.state_dict()}, file)
     return net
 
