@@ -162,6 +162,10 @@ class Stage1Config:
     train: TrainConfig = TrainConfig()
     data: DataConfig = DataConfig()
 
+    def __post_init__(self):
+        left, need = self.model.resolution // 2 ** self.discriminator.stages, 3 if self.discriminator.kind == 'patchgan' else 1
+        check(left >= need, f'discriminator.stages is {self.discriminator.stages}, which leaves {left} of {self.model.resolution} pixels and the discriminator needs {need}: choose fewer.')
+
 # %% ../nbs/00_config.ipynb #sample-config
 Schedule = Literal['arccos', 'cosine', 'linear', 'square', 'root']   # how the share of hidden groups falls (notebook 21)
 

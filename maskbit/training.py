@@ -215,10 +215,10 @@ def fit(make_stage,     # function of a device that returns the `Stage`
     "Train to the last step and return the averaged model in evaluation mode; on Ctrl-C, save and raise KeyboardInterrupt."
     from accelerate import Accelerator
     from tqdm.auto import tqdm
-    train, run = config.train, open_run(run, config)
-    accelerator = Accelerator(mixed_precision='no')
+    train, accelerator = config.train, Accelerator(mixed_precision='no')
     torch.manual_seed(seed_of(train.seed, 'weights'))
-    stage = make_stage(accelerator.device)
+    stage = make_stage(accelerator.device)                  # whatever is missing is missed here, before the run's folder is made
+    run = open_run(run, config)
     ema = moving_average(stage.parts[stage.average].model, config.optim.ema)
     found, start = latest_checkpoint(run), 0
     if found: start, tensors, scalars = found; restore(stage, ema, tensors, scalars)
