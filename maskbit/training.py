@@ -227,13 +227,15 @@ def fit(make_stage,     # function of a device that returns the `Stage`
     loader = batches(data, train, start, accelerator.process_index, accelerator.num_processes, workers)
     log = Log(run, start) if accelerator.is_main_process else None
     bar = tqdm(total=train.steps, initial=start, desc=title, unit='step', disable=quiet or not accelerator.is_main_process, dynamic_ncols=True)
+    first_bad = torch.zeros((), dtype=torch.long, device=accelerator.device)    # the first step with a term that is not finite; stays on the device
     if start < train.steps:
         with StopSignal() as signals, bar:
             for step in range(start + 1, train.steps + 1):
                 micros = [{k: v.to(accelerator.device, non_blocking=True) for k, v in next(loader).items()} for _ in range(slices)]
                 logs = train_step(accelerator, stage, ema, micros, step - 1, train)
+                first_bad = torch.where((first_bad > 0) | torch.stack([v.detach() for v in logs.values()]).isfinite().all(), first_bad, step)
                 last = step == train.steps or signals.stop
-                if step % train.log_every == 0 or step % train.save_every == 0 or last: report(step, logs, log, bar, run)
+                if step % train.log_every == 0 or step % train.save_every == 0 or last: report(step, logs, int(first_bad), log, bar, run)
                 if accelerator.is_main_process and (step % train.save_every == 0 or last): save_run(run, step, stage, ema, train.keep)
                 bar.update()
                 if signals.stop: raise KeyboardInterrupt
@@ -254,13 +256,12 @@ def _on_disk(run):
         raise InputError(f'{run} could not be written ({e}); {_last_good(run)}: free some space and run the same command again to continue.') from None
 
 
-def report(step, logs, log, bar, run):
-    "Fetch the logged terms from the device, stop the run if one is not finite, else write them down."
+def report(step, logs, first_bad, log, bar, run):
+    "Fetch the logged terms from the device, stop the run if one was not finite, else write them down."
     row = {k: float(v) for k, v in logs.items()}
-    bad = [k for k, v in row.items() if not math.isfinite(v)]
-    if bad:
+    if first_bad:
         terms = ', '.join(f'{k} {v:.3g}' for k, v in row.items())
-        raise InputError(f'Training stopped at step {step}: {", ".join(bad)} is not finite ({terms}); {_last_good(run)}: try a lower learning rate.')
+        raise InputError(f'Training stopped: since step {first_bad} a loss is not finite (at step {step}: {terms}); {_last_good(run)}: try a lower learning rate.')
     with _on_disk(run):
         if log: log.write(step, row)
     bar.set_postfix({k: f'{v:.3g}' for k, v in list(row.items())[:3]})
