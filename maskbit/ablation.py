@@ -86,7 +86,7 @@ def at_scale(config: Stage1Config, # of a step, at the paper's size
     if s is None: return change(config, budget | {'loss.gan_start': short(config.loss.gan_start)})
     rate = 10 * config.optim.lr * (s.batch / t.batch if config.optim.schedule == 'constant' else 1)
     return change(config, budget | {
-        'model.resolution': s.resolution, 'model.base_channels': config.model.base_channels // s.divide, 'model.channel_mult': s.channel_mult, 'model.embedding': 64,
+        'model.resolution': s.resolution, 'model.base_channels': config.model.base_channels // s.divide, 'model.channel_mult': s.channel_mult, 'model.embedding': config.model.embedding // s.divide,
         'discriminator.base_channels': config.discriminator.base_channels // s.divide, 'discriminator.stages': s.stages, 'loss.gan_start': short(300_000) // 2,
         'loss.perceptual': _STAND_INS[config.loss.perceptual], 'optim.lr': rate,
         'train.batch': s.batch, 'train.microbatch': s.batch, 'train.save_every': max(50, short(t.steps) // 5)})

@@ -67,7 +67,7 @@ def demo(folder,                     # where everything goes; an unfinished demo
          stage2=STAGE2['tiny'],      # the generator's run
          images=8000,                # in the token cache
          count=512,                  # pictures measured
-        quiet=False):               # no progress bars
+         quiet=False):               # no progress bars
     "Train, generate, measure and report; returns the metrics."
     folder = Path(folder)
     data = Shapes(stage1.model.resolution, length=stage1.data.train_size, difficulty=stage1.data.difficulty)
