@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'Demo', 'TokenizerRun', 'TrainTokenizer', 'GeneratorRun', 'TrainGenerator', 'Tokenize', 'Sample',
-           'Roadmap', 'Tables', 'TrainBundled', 'main']
+           'Convert', 'Roadmap', 'Tables', 'TrainBundled', 'main']
 
 # %% ../nbs/32_cli.ipynb #imports
 import sys
@@ -129,6 +129,20 @@ class Sample:
         save_image(images, self.out, nrow=self.columns, padding=1)
         print(f'{len(images)} pictures are in {self.out}.')
 
+# %% ../nbs/32_cli.ipynb #convert
+@dataclass(frozen=True)
+class Convert:
+    "Turn a released checkpoint into a folder of ours, or a folder of ours into the released layout."
+    source: str              # a folder of ours, a released name such as maskbit_tokenizer_12bit, or a file of weights
+    out: Path                # a folder, or a .bin or .safetensors file for the released layout
+    resolution: int = 256    # side of a released tokenizer's training images, in pixels
+    heads: int | None = None # attention heads of a released generator; one for every 64 channels if not given
+
+    def __call__(self):
+        from maskbit.checkpoints import convert
+        model = convert(self.source, self.out, resolution=self.resolution, heads=self.heads)
+        print(f'The {model.kind} with {sum(p.numel() for p in model.parameters()):,} parameters is in {self.out}.')
+
 # %% ../nbs/32_cli.ipynb #roadmap
 @dataclass(frozen=True)
 class Roadmap:
@@ -175,7 +189,7 @@ class TrainBundled:
         train_bundled(self.out)
 
 # %% ../nbs/32_cli.ipynb #main
-COMMANDS = {'demo': Demo, 'train-tokenizer': TrainTokenizer, 'tokenize': Tokenize, 'train-generator': TrainGenerator, 'sample': Sample,
+COMMANDS = {'demo': Demo, 'train-tokenizer': TrainTokenizer, 'tokenize': Tokenize, 'train-generator': TrainGenerator, 'sample': Sample, 'convert': Convert,
             'roadmap': Roadmap, 'tables': Tables, 'train-bundled': TrainBundled}
 
 

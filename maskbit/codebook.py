@@ -70,7 +70,7 @@ class VQ(nn.Module):
             return Quantized(z + (q - z).detach(), indices, losses)
 
     def indices(self, z): # (B, D, h, w) -> (B, h, w)
-        d = distances(z.float().movedim(1, -1).flatten(0, -2), self.codebook.weight)
+        d = distances(z.float().movedim(1, -1).flatten(0, -2), self.codebook.weight.float())
         return d.argmin(1).view(len(z), *z.shape[2:])
 
     def latent(self, indices): # (B, h, w) -> (B, D, h, w)

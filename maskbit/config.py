@@ -48,6 +48,7 @@ class TokenizerConfig:
     quantizer: Literal['lfq', 'vq'] = 'lfq'                           # lfq (signs) or vq (a learned codebook)
     embedding: int = 256                                              # of vq: length of a codebook entry
     released_shortcut: bool = False                                   # of convolutional: apply each 1x1 shortcut to the block's output, as the released weights need
+    downsample: Literal['strided', 'average'] = 'strided'             # of convolutional: 3x3 convolution with stride 2, or the mean of 2x2 (the MaskGIT tokenizer)
 
     def __post_init__(self):
         _check_choices(self)
@@ -209,6 +210,7 @@ class GeneratorConfig:
     mlp: int = 4096         # hidden width of the feed-forward part
     dropout: float = 0.1    # on embeddings, attention and both residual branches
     input: Literal['bits', 'embedding'] = 'bits' # what the transformer reads: bits (MaskBit) or a learned table for each group (MaskGIT)
+    norm: Literal['post', 'pre'] = 'post' # normalize after each addition (the paper's models), or before each part
     sample: SampleConfig = SampleConfig() # how its pictures are best drawn
     tokenizer: str = ''     # fingerprint of the tokenizer whose tokens it learns; empty if unknown
 

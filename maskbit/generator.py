@@ -7,41 +7,51 @@ __all__ = ['Layer', 'MaskedTransformer', 'Generator', 'MaskGIT', 'make_generator
 
 # %% ../nbs/22_maskbit.ipynb #imports
 import math
+from dataclasses import asdict
 import torch
 from torch import nn
 from torch.nn import functional as F
 from .config import GeneratorConfig, Stage2Config, change, check
 from .counters import uniform
 from .masking import draw_mask, group_bits, split_groups
-from .storage import load_model, save_model
+from .storage import Pretrained
 from .training import Part, Stage, fit
 
 # %% ../nbs/22_maskbit.ipynb #block
 class Layer(nn.Module):
-    "Post-norm transformer layer on (B, n, width)."
+    "Transformer layer on (B, n, width), post-norm or pre-norm."
     def __init__(self, c: GeneratorConfig):
         super().__init__()
-        self.heads, self.p = c.heads, c.dropout
+        self.heads, self.p, self.norm = c.heads, c.dropout, c.norm
         self.qkv, self.proj = nn.Linear(c.width, 3 * c.width), nn.Linear(c.width, c.width)
         self.norm1, self.norm2 = nn.LayerNorm(c.width, eps=1e-12), nn.LayerNorm(c.width, eps=1e-12)
         self.mlp = nn.Sequential(nn.Linear(c.width, c.mlp), nn.GELU(), nn.Linear(c.mlp, c.width), nn.Dropout(c.dropout))
         self.drop = nn.Dropout(c.dropout)
 
-    def forward(self, x):
+    def attend(self, x):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)        # (B, heads, n, d) each
         a = F.scaled_dot_product_attention(q, k, v, dropout_p=self.p if self.training else 0.0)
-        x = self.norm1(x + self.drop(self.proj(a.transpose(1, 2).flatten(2))))
+        return self.drop(self.proj(a.transpose(1, 2).flatten(2)))
+
+    def forward(self, x):
+        if self.norm == 'pre':
+            x = x + self.attend(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
+        x = self.norm1(x + self.attend(x))
         return self.norm2(x + self.mlp(x))
 
 # %% ../nbs/22_maskbit.ipynb #transformer
-class MaskedTransformer(nn.Module):
+class MaskedTransformer(nn.Module, Pretrained):
     "Group values (B, n, N), mask (B, n, N), labels (B,) -> logits (B, n, N, 2^(K/N)); kinds differ in `embed` and `predict`."
+    kind, config_class = 'generator', GeneratorConfig
+
     def __init__(self, config):
         super().__init__()
         self.config, w = config, config.width
         self.class_emb, self.pos_emb = nn.Embedding(config.classes + 1, w), nn.Parameter(torch.zeros(1, config.positions + 1, w))
         self.norm, self.drop = nn.LayerNorm(w, eps=1e-12), nn.Dropout(config.dropout)
         self.layers = nn.Sequential(*[Layer(config) for _ in range(config.depth)])
+        self.norm_out = nn.LayerNorm(w, eps=1e-12) if config.norm == 'pre' else nn.Identity()
         self.head = nn.Sequential(nn.Linear(w, w), nn.GELU(), nn.LayerNorm(w, eps=1e-12))
 
     def reset(self):
@@ -53,13 +63,11 @@ class MaskedTransformer(nn.Module):
 
     def forward(self, groups, mask, labels): # labels equal to `config.classes` mean none
         x = torch.cat([self.embed(groups, mask), self.class_emb(labels)[:, None]], 1)
-        x = self.layers(self.drop(self.norm(x + self.pos_emb)))
+        x = self.norm_out(self.layers(self.drop(self.norm(x + self.pos_emb))))
         return self.predict(x[:, :-1])
 
-    @staticmethod
-    def from_pretrained(name): return load_model(make_generator, GeneratorConfig, name, 'generator')   # a folder, or a bundled name; of the kind that was saved
-
-    def save_pretrained(self, folder, **kwargs): save_model(self, folder, **kwargs)
+    @classmethod
+    def build(cls, config): return make_generator(config)     # `from_pretrained` gives the kind that was saved
 
 # %% ../nbs/22_maskbit.ipynb #generator
 class Generator(MaskedTransformer):
@@ -122,7 +130,7 @@ class GeneratorStage(Stage):
         right = ((logits.argmax(-1) == groups) & mask).sum() / len(n) / hidden
         return loss, {'loss': loss, 'accuracy': right}
 
-    def export(self, model, run): model.save_pretrained(run/'model')
+    def export(self, model, run): model.save_pretrained(run/'model', about={'training': asdict(self.config)})
 
 # %% ../nbs/22_maskbit.ipynb #train
 def train_generator(config: Stage2Config, # everything about the run

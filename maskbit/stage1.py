@@ -6,6 +6,7 @@
 __all__ = ['entropy_weight', 'TokenizerStage', 'adaptive_weight', 'train_tokenizer']
 
 # %% ../nbs/19_train_tokenizer.ipynb #imports
+from dataclasses import asdict
 import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
@@ -38,7 +39,7 @@ class TokenizerStage(Stage):
     def loss(self, name, batch, step):
         return (self.tokenizer_loss if name == 'tokenizer' else self.discriminator_loss)(batch, step)
 
-    def export(self, model, run): model.save_pretrained(run/'model')
+    def export(self, model, run): model.save_pretrained(run/'model', about={'training': asdict(self.config)})
 
 # %% ../nbs/19_train_tokenizer.ipynb #adaptive
 def adaptive_weight(reconstruction, # loss, a scalar with gradient
