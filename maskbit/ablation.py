@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch
 from . import roadmap
-from .config import DataConfig, InputError, Stage1Config, change, check, diff
+from .config import DataConfig, InputError, Stage1Config, change, check, diff, from_json
 from .discriminator import DISCRIMINATORS
 from .images import open_data
 from .metrics import evaluate_tokenizer
@@ -95,17 +95,26 @@ def at_scale(config: Stage1Config, # of a step, at the paper's size
 RESULTS = Path(__file__).parent.parent/'nbs/results' if '__file__' in globals() else Path('results')   # of this repository
 
 
+def _plain(config): return json.loads(json.dumps(config, default=dataclasses.asdict))     # as it is stored
+
+
+def _today(config, stored):
+    "A stored configuration as it would be stored today, with the defaults of fields that are younger."
+    if dataclasses.is_dataclass(config): return _plain(from_json(type(config), json.dumps(stored)))
+    return {k: _today(config.get(k), v) for k, v in stored.items()} if isinstance(config, dict) else stored
+
+
 def record(name,             # of the run, such as roadmap-tiny/4-vqgan_plus
            seed,             # of the run
-           config,           # a configuration, or a dictionary of what was run
+           config,           # a configuration, or a dictionary of configurations and values
            measure,          # function of nothing that trains and returns {metric: number}
            results=RESULTS): # folder of the results
     "The row `results/NAME-seedS.json`: measured now if it is not there yet."
     path = Path(results)/f'{name}-seed{seed}.json'
-    about = json.loads(json.dumps(dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config))
+    about = _plain(config)
     if path.exists():
         row = json.loads(path.read_text())
-        check(row['config'] == about, f'{path} was measured with another configuration: choose another folder of results.')
+        check(_today(config, row['config']) == about, f'{path} was measured with another configuration: choose another folder of results.')
         return row
     start, code = time.time(), provenance()
     row = dict(name=name, seed=seed, metrics=measure(), seconds=round(time.time() - start, 1), config=about, provenance=code)

@@ -100,7 +100,7 @@ def run_tables(tables=tuple(TABLES),   # which
         one = change(stage1, {'train.steps': tokenizer_steps, 'loss.gan_start': tokenizer_steps * 3 // 4, 'model.quantizer': row.quantizer, 'model.bits': row.bits, 'train.seed': seed})
         two = change(stage2, {'train.steps': generator_steps, 'model.bits': row.bits, 'model.groups': row.groups, 'model.input': row.input, 'model.side': one.model.side, 'train.seed': seed})
         cfg, folder = replace(two.model.sample, steps=row.steps * two.model.sample.steps), Path(out)/f'{row.tokenizer}-seed{seed}'
-        about = {'stage1': asdict(one), 'stage2': asdict(two), 'sample': asdict(cfg), 'images': images, 'count': count}
+        about = {'stage1': one, 'stage2': two, 'sample': cfg, 'images': images, 'count': count}
         record(f'tables/{row.name}', seed, about, lambda: _measured(row, one, two, cfg, folder, images, count, quiet), results)
         if row.bits == 12:
             pictures, _ = Shapes(one.model.resolution, 'validation').batch(torch.arange(256))
