@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'Demo', 'TokenizerRun', 'TrainTokenizer', 'GeneratorRun', 'TrainGenerator', 'Tokenize', 'Sample',
-           'Convert', 'Roadmap', 'Tables', 'TrainBundled', 'main']
+           'Evaluate', 'Convert', 'Roadmap', 'Tables', 'TrainBundled', 'main']
 
 # %% ../nbs/32_cli.ipynb #imports
 import sys
@@ -129,6 +129,48 @@ class Sample:
         save_image(images, self.out, nrow=self.columns, padding=1)
         print(f'{len(images)} pictures are in {self.out}.')
 
+# %% ../nbs/32_cli.ipynb #evaluate
+@dataclass(frozen=True)
+class Evaluate:
+    "Measure a tokenizer, and the pictures of a generator if one is given, on images that training did not see."
+    tokenizer: str                   # a folder, or a name, as for `sample`
+    generator: str = ''              # the same; empty to measure the tokenizer only
+    data: DataConfig = DataConfig()  # the images: the validation split of Shapes, or a folder
+    count: int = 1000                # images measured, and drawn; fewer if there are fewer
+    seed: int = 0                    # of the pictures drawn
+    inception: str = ''              # file of torch-fidelity's Inception weights, for FID; the downloaded one, if there is one, if empty
+    out: Path = Path('metrics.json') # what was measured, with settings and provenance
+
+    def __call__(self):
+        import json
+        from dataclasses import asdict
+        import torch
+        from tqdm.auto import tqdm
+        from maskbit.counters import seed_of
+        from maskbit.generator import Generator
+        from maskbit.images import open_data
+        from maskbit.metrics import evaluate_tokenizer, feature_networks, frechet_distance
+        from maskbit.sampling import sample
+        from maskbit.storage import provenance
+        from maskbit.tokenizer import Tokenizer
+        check(self.count >= 2, f'count is {self.count}: choose at least 2.')
+        check(not self.out.is_dir(), f'out is {self.out}: give the name of a .json file.')
+        tok = Tokenizer.from_pretrained(self.tokenizer).to(_device())
+        gen, names = self.generator and Generator.from_pretrained(self.generator).to(_device()), list(feature_networks(self.inception))
+        data = open_data(self.data, tok.config.resolution, 'eval', 'validation')
+        n = min(self.count, len(data))
+        parts = [range(i, min(i + 64, n)) for i in range(0, n, 64)]
+        def images(title): return (data.fetch(list(p), list(p))['images'].to(_device()) for p in tqdm(parts, desc=title, unit='batch', dynamic_ncols=True))
+        metrics = evaluate_tokenizer(tok, images('reconstruct'), self.inception)
+        if gen:
+            drawn = (sample(gen, tok, torch.tensor(p) % gen.config.classes, seed_of(self.seed, 'part', p[0])).to(_device()) for p in tqdm(parts, desc='sample', unit='batch', dynamic_ncols=True))
+            metrics |= {f'{k} of samples': v for k, v in frechet_distance(drawn, images('reference'), self.inception).items()}
+        about = asdict(self) | {'out': str(self.out), 'sample': asdict(gen.config.sample) if gen else None}
+        self.out.write_text(json.dumps({'metrics': metrics, 'settings': about, 'provenance': provenance()}, indent=1))
+        for k, v in metrics.items():
+            if not isinstance(v, list): print(f'{k:28} {v:.4g}')
+        if 'fid' not in names: print("Without Inception's weights (--inception) there is no FID; frechet_shapes is the distance of another network's features.")
+
 # %% ../nbs/32_cli.ipynb #convert
 @dataclass(frozen=True)
 class Convert:
@@ -189,7 +231,7 @@ class TrainBundled:
         train_bundled(self.out)
 
 # %% ../nbs/32_cli.ipynb #main
-COMMANDS = {'demo': Demo, 'train-tokenizer': TrainTokenizer, 'tokenize': Tokenize, 'train-generator': TrainGenerator, 'sample': Sample, 'convert': Convert,
+COMMANDS = {'demo': Demo, 'train-tokenizer': TrainTokenizer, 'tokenize': Tokenize, 'train-generator': TrainGenerator, 'sample': Sample, 'evaluate': Evaluate, 'convert': Convert,
             'roadmap': Roadmap, 'tables': Tables, 'train-bundled': TrainBundled}
 
 

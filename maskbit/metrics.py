@@ -70,12 +70,16 @@ def _frechet(a, b): # features (A, D) and (B, D)
 
 
 @torch.no_grad()
-def frechet_distance(images,        # (A, 3, H, W) in [0, 1]
-                     reference,     # (B, 3, H, W) in [0, 1]
+def frechet_distance(images,        # (A, 3, H, W) in [0, 1], or batches of them
+                     reference,     # (B, 3, H, W) in [0, 1], or batches of them
                      inception=''): # as for `feature_networks`
     "`frechet_shapes`, with the bundled classifier's features, and `fid`, with Inception's, where its weights are at hand; by torch-fidelity."
-    return {name: _frechet(*(torch.cat([features(b).cpu() for b in x.split(128)]) for x in (images, reference)))
-            for name, features in feature_networks(inception).items()}
+    networks, seen = feature_networks(inception), []
+    for batches in (images, reference):
+        seen.append({name: [] for name in networks})
+        for b in batches.split(128) if isinstance(batches, torch.Tensor) else batches:
+            for name, features in networks.items(): seen[-1][name].append(features(b).cpu())
+    return {name: _frechet(*(torch.cat(s[name]) for s in seen)) for name in networks}
 
 # %% ../nbs/07_metrics.ipynb #agreement
 @torch.no_grad()
