@@ -1,7 +1,8 @@
 "The main job through the command line: on a folder of photographs, stopped and continued, and with everything wrong that can be."
-import os, signal, subprocess, sys, time
+import json, os, signal, subprocess, sys, time
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 from conftest import SMALL, SMALL_GENERATOR
 from maskbit.cli import main
 
@@ -17,6 +18,11 @@ def test_folder_of_photographs(photos, tmp_path, capsys):
     main(['train-generator', 'tiny', '--tokens', f'{tmp_path}/tokens', '--out', f'{tmp_path}/g', *SMALL_GENERATOR])
     main(['sample', '--generator', f'{tmp_path}/g/model', '--tokenizer', f'{tmp_path}/t/model', '--out', f'{tmp_path}/grid.png', '--columns', '3', '--steps', '4'])
     assert Image.open(tmp_path/'grid.png').size == (3 * 33 + 1, 2 * 33 + 1)
+    main(['evaluate', '--generator', f'{tmp_path}/g/model', '--tokenizer', f'{tmp_path}/t/model', '--data.images', str(photos), '--out', f'{tmp_path}/metrics.json'])
+    found = json.loads((tmp_path/'metrics.json').read_text())
+    assert found['metrics']['images'] == 12 and found['metrics']['frechet_shapes of samples'] > 0 and found['settings']['count'] == 1000
+    main(['convert', '--source', f'{tmp_path}/g/model', '--out', f'{tmp_path}/g.safetensors'])
+    assert 'prediction_layer.weight' in load_file(tmp_path/'g.safetensors')
 
 
 def test_no_sub_folders_means_one_class(photos, tmp_path):
@@ -75,6 +81,8 @@ WRONG = {
     'no tokenizer': (['tokenize', '--tokenizer', 'nowhere', '--out', 'x'], "There is no tokenizer 'nowhere'"),
     'no cache': (['train-generator', 'tiny', '--tokens', 'nowhere', '--out', 'x'], 'nowhere'),
     'no such label': (['sample', '--generator', 'shapes', '--tokenizer', 'shapes', '--out', 'x.png', '--labels', '10'], '10'),
+    'nothing released': (['convert', '--source', 'maskbit_tokenizer_11bit', '--out', 'x'], 'maskbit_tokenizer_12bit'),
+    'no inception': (['evaluate', '--tokenizer', 'shapes', '--inception', 'nowhere.pth'], 'nowhere.pth'),
 }
 
 
