@@ -7,10 +7,9 @@ __all__ = ['RELEASED', 'read_tensors', 'recognise', 'released_name', 'constants'
            'load_released', 'convert']
 
 # %% ../nbs/31_checkpoints.ipynb #imports
-import json, pickle, re
+import math, re
 from pathlib import Path
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from .config import SAMPLING, GeneratorConfig, InputError, SampleConfig, TokenizerConfig, check
 from .generator import MaskedTransformer, make_generator
@@ -27,18 +26,22 @@ _LIGHTNING = [(_Inert, f'{package}.callbacks.model_checkpoint.ModelCheckpoint') 
 
 def read_tensors(path): # a file in torch's or in safetensors' format, whatever it is called
     "{name: tensor}; of a Lightning checkpoint, the network without its losses. Raises `InputError`, and never runs code from the file."
-    with open(path, 'rb') as f: start = f.read(9)
     try:
-        if start[8:] == b'{': return load_file(path)
-        with torch.serialization.safe_globals(_LIGHTNING): found = torch.load(path, map_location='cpu', weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as e:
+        with open(path, 'rb') as f, torch.serialization.safe_globals(_LIGHTNING):
+            safe = f.read(9)[8:] == b'{'; f.seek(0)
+            found = load_file(path) if safe else torch.load(f, map_location='cpu', weights_only=True)
+    except OSError: raise
+    except Exception as e:                                                       # bytes that are no pickle fail in every way there is
         wants = re.search(r'GLOBAL (\S+)', str(e))
-        if wants: raise InputError(f'{path} was not loaded: it asks to run {wants[1]}, which is code and no weights.') from None
-        raise InputError(f'{path} is not a whole file of weights ({str(e).splitlines()[0].split(".")[0][:90]}): copy or download it again.') from None
-    found = found.get('state_dict', found) if isinstance(found, dict) else {}
-    other = [k for k, v in found.items() if not isinstance(v, torch.Tensor)]
-    check(found and not other, f'{path} holds no state dict{f": {other[0]} is no tensor" if other else ""}.')
-    return {k: v for k, v in found.items() if not k.startswith('loss.')}
+        if wants: raise InputError(f'{path} was not loaded: it asks for {wants[1]}, and a file of weights holds nothing but tensors; if you trust it, save its state_dict alone.') from None
+        raise InputError(f'{path} is not a whole file of weights: copy or download it again.') from None
+    found = found.get('state_dict', found) if isinstance(found, dict) else None
+    check(isinstance(found, dict), f'{path} holds no state dict.')
+    other = [k for k, v in found.items() if not (isinstance(k, str) and isinstance(v, torch.Tensor))]
+    check(not other, f'{path} holds no state dict: {other and other[0]} is no tensor.')
+    found = {k: v for k, v in found.items() if not k.startswith('loss.')}
+    check(found, f'{path} holds no weights of a network.')
+    return found
 
 # %% ../nbs/31_checkpoints.ipynb #shapes-of
 class _Shapes:
@@ -63,10 +66,10 @@ def _power(n, what): # -> K, where n = 2^K
 def _tokenizer_config(s: _Shapes, resolution):
     "The configuration of a convolutional or a Taming tokenizer."
     taming = 'quant_conv.weight' in s
-    block, n, base = ('block' if taming else 'res_blocks'), s.count('encoder.down.'), s('encoder.conv_in.weight')
+    block, n = ('block' if taming else 'res_blocks'), s.count('encoder.down.')
     widths = [s(f'encoder.down.{k}.{block}.0.conv1.weight') for k in range(n)]
-    check(n > 0 and all(w % base == 0 for w in widths), f'The stages are {widths} wide, which are no multiples of the first, {base}.')
-    vq = 'quantize.embedding.weight' in s
+    check(min(widths, default=0) > 0, 'The encoder has no stages.')
+    base, vq = math.gcd(*widths), taming or 'quantize.bits_to_indices' not in s and 'quantize.codebook' not in s
     codes = dict(bits=_power(s('quantize.embedding.weight'), 'quantize.embedding.weight'), quantizer='vq', embedding=s('quantize.embedding.weight', 1)) if vq else dict(bits=s('encoder.conv_out.weight'))
     shortcut = next((s(k), s(k, 1)) for k in s.of if k.endswith('nin_shortcut.weight')) if not taming and any('nin_shortcut' in k for k in s.of) else (1, 0)
     return TokenizerConfig(**codes, resolution=resolution, base_channels=base, channel_mult=tuple(w // base for w in widths), blocks=s.count(f'encoder.down.0.{block}.'),
@@ -81,8 +84,8 @@ def _generator_config(s: _Shapes, heads):
     check(side ** 2 == positions, f'pos_emb is for {positions} tokens, which make no square.')
     if reads:
         bits, out = s(f'{reads}.weight', 1), s('prediction_layer.weight')
-        groups = next((n for n in range(1, bits + 1) if bits % n == 0 and n * 2 ** (bits // n) == out), None)
-        check(groups, f'prediction_layer has {out} outputs, which no number of groups of {bits} bits has.')
+        groups = bits // max(1, s('bits_to_indices'))
+        check(groups and groups * 2 ** (bits // groups) == out, f'prediction_layer has {out} outputs, and {groups} groups of {bits} bits need others.')
     else: groups = s.count('tok_emb_list.'); bits = groups * _power(s('tok_emb_list.0.weight') - 1, 'tok_emb_list.0')
     return GeneratorConfig(bits=bits, groups=groups, side=side, classes=s('class_emb.weight') - 1, width=width, depth=s.count('transformer.layers.'), heads=heads or max(1, width // 64),
                            mlp=s(layer + '1.net.0.weight'), input='bits' if reads else 'embedding', norm='pre' if 'norm_after_transformer.weight' in s else 'post', sample=SAMPLING.get(f'{bits}bit', SampleConfig()))
@@ -125,8 +128,8 @@ def constants(config): # of a `Tokenizer` or `Generator`
 
 # %% ../nbs/31_checkpoints.ipynb #to-released
 def to_released(model): # a `Tokenizer` or generator
-    "Its tensors under the released names, as the released code loads them."
-    return {released_name(k, model.config): v.detach().cpu().contiguous() for k, v in model.state_dict().items()} | constants(model.config)
+    "Copies of its tensors under the released names. The released code itself can only load tokenizers with `released_shortcut`, which those trained here do not have by default; `load_released` takes both."
+    return {released_name(k, model.config): v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()} | constants(model.config)
 
 # %% ../nbs/31_checkpoints.ipynb #from-released
 def from_released(tensors, **kwargs): # {name: tensor} in the released layout; resolution and heads as for `recognise`
@@ -148,31 +151,44 @@ def from_released(tensors, **kwargs): # {name: tensor} in the released layout; r
 RELEASED = ('taming_vqgan', 'maskgit_tokenizer', 'vqgan_plus_paper', 'vqgan_plus_12bit', *(f'maskbit_{kind}_{k}bit' for kind in ('tokenizer', 'generator') for k in (10, 12, 14, 16, 18)))
 
 
+_ENDINGS = ('.safetensors', '.bin', '.ckpt', '.pt', '.pth')
+
+
+def _weights(folder): return [p for e in _ENDINGS for p in sorted(folder.glob(f'*{e}')) if p.is_file()]
+
+
 def is_released(name): # of a model
-    "Is it a published name, or a file of weights?"
-    return str(name) in RELEASED or Path(name).is_file()
+    "Is it a published name, a file of weights, or a folder with one, and not a model folder of ours?"
+    path = Path(name)
+    if path.is_dir(): return not (path/'config.json').is_file() and bool(_weights(path))
+    return str(name).removeprefix('markweber/') in RELEASED or path.is_file() or path.suffix in _ENDINGS
 
 
 def load_released(name,     # a published name (see `RELEASED`), a file of weights, or a folder with one
                   **kwargs): # resolution and heads as for `recognise`
     "A published model as a `Tokenizer` or generator; raises `InputError` if it cannot be had or is not whole."
-    path = from_hub(f'markweber/{name}', '*.bin', '*.ckpt', '*.safetensors') if str(name) in RELEASED and not Path(name).exists() else Path(name)
+    path, known = Path(name), str(name).removeprefix('markweber/')
+    if known in RELEASED and not path.exists(): path = _weights(from_hub(f'markweber/{known}', *(f'*{e}' for e in _ENDINGS)))[0]
     check(path.exists(), f'There is no {name}: give a file of weights, or one of {", ".join(RELEASED)}.')
-    found = [path] if path.is_file() else [p for p in sorted(path.iterdir()) if p.suffix in ('.bin', '.ckpt', '.pt', '.pth', '.safetensors')]
+    found = _weights(path) if path.is_dir() else [path]
     check(len(found) == 1, f'{path} holds {len(found)} files of weights: give the one to load.')
+    check(not (found[0].parent/'config.json').is_file(), f'{found[0]} belongs to a model folder of ours: give the folder, {found[0].parent}.')
     tensors = read_tensors(found[0])
     try: return from_released(tensors, **kwargs)
     except InputError as e: raise InputError(f'{found[0]} was not loaded. {e}') from None
 
 # %% ../nbs/31_checkpoints.ipynb #convert
 def convert(source,    # a folder of ours, or whatever `load_released` takes
-            out,       # a folder, for our format; a .bin or .safetensors file, for the released layout
+            out,       # a folder, for our format; a new .bin or .safetensors file, for the released layout
             **kwargs): # resolution and heads as for `recognise`, of a released file
     "Write a model in another format; returns it."
-    about, out = Path(source)/'config.json', Path(out)
-    if about.is_file(): model = (MaskedTransformer if 'groups' in json.loads(about.read_text()) else Tokenizer).from_pretrained(source)
-    else: model = load_released(source, **kwargs)
-    if out.suffix == '.bin': torch.save(to_released(model), out)
-    elif out.suffix == '.safetensors': save_file(to_released(model), out)
-    else: model.save_pretrained(out)
+    about, out, file = Path(source)/'config.json', Path(out), Path(out).suffix.lower() in _ENDINGS
+    check(not (file and out.exists()), f'{out} is there already: give a new name.')
+    if about.is_file(): model = (MaskedTransformer if '"groups"' in about.read_text() else Tokenizer).from_pretrained(source)
+    else: model = load_released(source, **kwargs); model.about = {'data': f'The weights are those of {Path(source).name}; they were trained elsewhere.'}
+    if not file: model.save_pretrained(out); return model
+    out.parent.mkdir(parents=True, exist_ok=True)
+    tmp = out.with_name(out.name + '.tmp')
+    save_file(to_released(model), tmp) if out.suffix == '.safetensors' else torch.save(to_released(model), tmp)
+    tmp.replace(out)
     return model

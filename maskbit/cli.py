@@ -82,7 +82,7 @@ def _device():
 @dataclass(frozen=True)
 class Tokenize:
     "Encode images once into packed tokens for Stage II."
-    tokenizer: str                   # folder of a tokenizer, or the name of a bundled one
+    tokenizer: str                   # a folder, or a name, as for `sample`
     out: Path                        # folder of the token cache
     data: DataConfig = DataConfig()  # the images
     views: int = 1                   # augmented views of each image
@@ -101,8 +101,8 @@ class Tokenize:
 @dataclass(frozen=True)
 class Sample:
     "Draw a grid of images, one row for each label."
-    generator: str                          # folder of a generator, or the name of a bundled one
-    tokenizer: str                          # folder of its tokenizer, or the name of a bundled one
+    generator: str                          # a folder, or a name: bundled (shapes), released (maskbit_generator_12bit) or on the hub (user/name)
+    tokenizer: str                          # its tokenizer, the same
     out: Path                               # the picture to write, a .png or .jpg
     labels: tuple[int, ...] = ()            # one row for each; none means every class
     columns: int = 8                        # pictures in a row
@@ -132,7 +132,7 @@ class Sample:
 # %% ../nbs/32_cli.ipynb #evaluate
 @dataclass(frozen=True)
 class Evaluate:
-    "Measure a tokenizer, and the pictures of a generator if one is given, on images that training did not see."
+    "Measure a tokenizer, and the pictures of a generator if one is given, on images that training did not see; as many pictures of each class are drawn as there are images."
     tokenizer: str                   # a folder, or a name, as for `sample`
     generator: str = ''              # the same; empty to measure the tokenizer only
     data: DataConfig = DataConfig()  # the images: the validation split of Shapes, or a folder
@@ -153,18 +153,25 @@ class Evaluate:
         from maskbit.sampling import sample
         from maskbit.storage import provenance
         from maskbit.tokenizer import Tokenizer
-        check(self.count >= 2, f'count is {self.count}: choose at least 2.')
         check(not self.out.is_dir(), f'out is {self.out}: give the name of a .json file.')
         tok = Tokenizer.from_pretrained(self.tokenizer).to(_device())
         gen, names = self.generator and Generator.from_pretrained(self.generator).to(_device()), list(feature_networks(self.inception))
+        if gen: check((gen.config.bits, gen.config.side) == (tok.config.bits, tok.config.side), f'The generator draws {gen.config.side} x {gen.config.side} tokens of {gen.config.bits} bits, and the tokenizer has {tok.config.side} x {tok.config.side} of {tok.config.bits}.')
         data = open_data(self.data, tok.config.resolution, 'eval', 'validation')
         n = min(self.count, len(data))
-        parts = [range(i, min(i + 64, n)) for i in range(0, n, 64)]
-        def images(title): return (data.fetch(list(p), list(p))['images'].to(_device()) for p in tqdm(parts, desc=title, unit='batch', dynamic_ncols=True))
-        metrics = evaluate_tokenizer(tok, images('reconstruct'), self.inception)
+        check(n >= 2, f'{n} images are too few to measure: give at least 2.')
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        chosen = [i * len(data) // n for i in range(n)]                                      # from every class as many as it has
+        parts, labels = [chosen[i:i + 64] for i in range(0, n, 64)], []
+        def images(title, labels):
+            for p in tqdm(parts, desc=title, unit='batch', dynamic_ncols=True):
+                b = data.fetch(p, p); labels.append(b['labels'])
+                yield b['images'].to(_device())
+        metrics = evaluate_tokenizer(tok, images('reconstruct', labels), self.inception)
         if gen:
-            drawn = (sample(gen, tok, torch.tensor(p) % gen.config.classes, seed_of(self.seed, 'part', p[0])).to(_device()) for p in tqdm(parts, desc='sample', unit='batch', dynamic_ncols=True))
-            metrics |= {f'{k} of samples': v for k, v in frechet_distance(drawn, images('reference'), self.inception).items()}
+            if len(data.classes) != gen.config.classes: labels = (torch.arange(n) % gen.config.classes).split(64)
+            drawn = (sample(gen, tok, l, seed_of(self.seed, 'part', i)).to(_device()) for i, l in enumerate(tqdm(labels, desc='sample', unit='batch', dynamic_ncols=True)))
+            metrics |= {f'{k} of samples': v for k, v in frechet_distance(drawn, images('reference', []), self.inception).items()}
         about = asdict(self) | {'out': str(self.out), 'sample': asdict(gen.config.sample) if gen else None}
         self.out.write_text(json.dumps({'metrics': metrics, 'settings': about, 'provenance': provenance()}, indent=1))
         for k, v in metrics.items():
@@ -181,6 +188,7 @@ class Convert:
     heads: int | None = None # attention heads of a released generator; one for every 64 channels if not given
 
     def __call__(self):
+        check(self.heads is None or self.heads >= 1, f'heads is {self.heads}: choose at least 1.')
         from maskbit.checkpoints import convert
         model = convert(self.source, self.out, resolution=self.resolution, heads=self.heads)
         print(f'The {model.kind} with {sum(p.numel() for p in model.parameters()):,} parameters is in {self.out}.')

@@ -78,7 +78,7 @@ class Generator(MaskedTransformer):
         self.head.append(nn.Linear(config.width, config.groups * config.codes))
         self.reset()
 
-    def embed(self, groups, mask): return self.input_proj(group_bits(groups, mask, self.config.bits))       # (B, n, width)
+    def embed(self, groups, mask): return self.input_proj(group_bits(groups, mask, self.config.bits).to(self.input_proj.weight.dtype))       # (B, n, width)
 
     def predict(self, x): return self.head(x).unflatten(-1, (self.config.groups, self.config.codes))        # (B, n, N, codes)
 

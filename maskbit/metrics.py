@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 import torch
 from .classifier import Classifier
-from .config import check
+from .config import InputError, check
 from .perceptual import lpips_vgg
 from .quantize import indices_to_bits
 from .shapes import CLASSES
@@ -59,7 +59,8 @@ def feature_networks(inception=''): # file of torch-fidelity's Inception weights
     if inception := inception or _hub_file('weights-inception-2015-12-05-6726825d.pth'):
         check(Path(inception).is_file(), f'There is no file {inception}: give the Inception weights of torch-fidelity.')
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        net = FeatureExtractorInceptionV3('inception-v3-compat', ['2048'], feature_extractor_weights_path=str(inception)).eval()
+        try: net = FeatureExtractorInceptionV3('inception-v3-compat', ['2048'], feature_extractor_weights_path=str(inception)).eval()
+        except Exception as e: raise InputError(f"{inception} does not hold torch-fidelity's Inception weights ({type(e).__name__}): get weights-inception-2015-12-05-6726825d.pth.") from None
         networks['fid'] = lambda images: net.to(images.device)((images * 255).round().byte())[0]
     return networks
 

@@ -45,30 +45,32 @@ def check_replaceable(folder):
 @contextlib.contextmanager
 def atomic_folder(folder): # the final name; replaced if it exists
     "A temporary folder to fill; on success it gets a manifest and becomes `folder` in one step."
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     check_replaceable(folder)
-    tmp = folder.with_name(folder.name + '.tmp')
+    tmp = folder.with_name(folder.name + '.maskbit.tmp')
     shutil.rmtree(tmp, ignore_errors=True); tmp.mkdir(parents=True)
     yield tmp
     manifest = {p.name: _digest(p) for p in sorted(tmp.iterdir())}
     (tmp/'manifest.json').write_text(json.dumps(manifest, indent=1))
-    for p in tmp.iterdir(): _fsync(p)
+    for p in tmp.iterdir(): p.chmod(tmp.stat().st_mode & 0o666); _fsync(p)      # some writers make files that nobody else can read
     _fsync(tmp)
     if folder.exists():
-        old = folder.with_name(folder.name + '.old.tmp')
+        old = folder.with_name(folder.name + '.maskbit.old.tmp')
         shutil.rmtree(old, ignore_errors=True); folder.rename(old)
         tmp.rename(folder); shutil.rmtree(old)
     else: tmp.rename(folder)
     _fsync(folder.parent)
 
 
-def damage(folder):
+def damage(folder,     # to look at
+           only=None): # names of the files that matter; None for all
     "What is wrong with a folder written by `atomic_folder`, in words; None if nothing."
     folder = Path(folder)
     try: manifest = json.loads((folder/'manifest.json').read_text())
     except (OSError, ValueError): return f'{folder.name} has no readable manifest'
     if not isinstance(manifest, dict): return f'{folder.name} has no readable manifest'
     for name, want in manifest.items():
+        if only and name not in only: continue
         if not (folder/name).is_file(): return f'{folder.name}/{name} is missing'
         if _digest(folder/name) != want: return f'{folder.name}/{name} is not what was written'
 
@@ -100,7 +102,7 @@ def find_model(name,  # a folder, the name of a bundled model, or a hub reposito
     if folder.is_dir(): return folder
     bundled = Path(str(files('maskbit')))/'assets'/f'{name}-{kind}'
     if bundled.is_dir(): return bundled
-    check(re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)), f'There is no {kind} {name!r}: give a folder that holds config.json and model.safetensors, the name of a bundled one (shapes), or of one on the hub (user/name).')
+    check(re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)), f'There is no {kind} {name!r}: give a folder that holds config.json and model.safetensors, the name of a bundled one (shapes), a released one (maskbit_{kind}_12bit), or one on the hub (user/name).')
     return from_hub(str(name), '*.json', 'model.safetensors')
 
 # %% ../nbs/04_storage.ipynb #load-model
@@ -111,7 +113,7 @@ def load_model(cls,        # class of the module, made from its configuration
     "Load a model strictly, in evaluation mode, as float32."
     folder = find_model(name, kind)
     check((folder/'config.json').is_file() and (folder/'model.safetensors').is_file(), f'{folder} holds no {kind}: it needs config.json and model.safetensors.')
-    wrong = damage(folder) if (folder/'manifest.json').is_file() else None
+    wrong = damage(folder, ('config.json', 'model.safetensors')) if (folder/'manifest.json').is_file() else None
     check(not wrong, f'The {kind} in {folder} is damaged ({wrong}): copy or train it again.')
     try: config = from_json(config_cls, (folder/'config.json').read_bytes())
     except InputError as e: raise InputError(f'{folder} holds no {kind}. {e}') from None
@@ -119,7 +121,7 @@ def load_model(cls,        # class of the module, made from its configuration
     try: state = load_file(folder/'model.safetensors')
     except SafetensorError as e: raise InputError(f'{folder}/model.safetensors cannot be read: {e}.') from None
     want = model.state_dict()
-    for k in want.keys() | state.keys():
+    for k in sorted(want.keys() | state.keys()):
         check(k in state, f'{folder}/model.safetensors lacks the tensor {k}.')
         check(k in want, f'{folder}/model.safetensors has a tensor {k} that this {kind} does not.')
         check(want[k].shape == state[k].shape, f'{folder}/model.safetensors: {k} is {tuple(state[k].shape)} and should be {tuple(want[k].shape)}.')
@@ -152,7 +154,7 @@ model = maskbit.{{ kind.capitalize() }}.from_pretrained("{{ name }}")
 ```json
 {{ config }}
 ```
-{% for part in ("data", "training", "metrics", "provenance") %}
+{% for part in parts %}
 ## {{ part.capitalize() }}
 
 {% if about[part] %}{% if about[part] is string %}{{ about[part] }}{% else %}```json
@@ -169,11 +171,11 @@ class Pretrained(ModelHubMixin, library_name='maskbit', license='apache-2.0', ta
     def build(cls, config): return cls(config)
 
     @classmethod
-    def from_pretrained(cls, name): # a folder; a bundled model (shapes); a released one, by name (maskbit_tokenizer_12bit) or as a file; a hub repository (user/name)
-        "The model, in evaluation mode; raises `InputError` for anything but a whole one of this kind."
+    def from_pretrained(cls, name, **kwargs): # see below; resolution or heads, of a released file that is not the paper's
+        "The model, in evaluation mode. `name` is a folder, a bundled model (`shapes`), a released one by name (`maskbit_tokenizer_12bit`) or file, or a hub repository (`user/name`); raises `InputError` for anything but a whole one of this kind."
         from maskbit.checkpoints import is_released, load_released
         if is_released(name):
-            model = load_released(name)
+            model = load_released(name, **kwargs)
             check(model.kind == cls.kind, f'{name} is a {model.kind}, and a {cls.kind} is wanted.')
             return model
         model = load_model(cls.build, cls.config_class, name, cls.kind)
@@ -184,16 +186,18 @@ class Pretrained(ModelHubMixin, library_name='maskbit', license='apache-2.0', ta
     def save_pretrained(self, folder,        # where to; an earlier model there is replaced
                         about=None,          # what the card says of data, training, metrics and provenance; what the model knows already if not given
                         dtype=torch.float32, # of the stored weights
-                        **hub):              # from `push_to_hub`; not needed here
+                        config=None, model_card_kwargs=None): # what `push_to_hub` passes
         "Write weights, configuration and model card as one atomic folder."
-        self.about = about or self.about
-        name = (hub.get('model_card_kwargs') or {}).get('name', Path(folder).name)
-        card = self.generate_model_card(name=name, kind=self.kind, parameters=f'{sum(p.numel() for p in self.parameters()):,}', config=to_json(self.config), about=self.about)
+        self.about = self.about if about is None else about
+        name = (model_card_kwargs or {}).get('name', Path(folder).name)
+        card = self.generate_model_card(name=name, kind=self.kind, parameters=f'{sum(p.numel() for p in self.parameters()):,}', config=to_json(self.config), about=self.about,
+                                        parts=list(dict.fromkeys(['data', 'training', 'metrics', 'provenance', *self.about])))
         save_model(self, folder, dtype, **{'README.md': str(card), 'about.json': json.dumps(self.about, indent=1)})
 
     def push_to_hub(self, repo_id, **kwargs): # user/name; commit_message, private, token and so on
         "Publish the model; returns the address of the commit."
-        return super().push_to_hub(repo_id, model_card_kwargs={'name': repo_id}, **kwargs)
+        try: return super().push_to_hub(repo_id, model_card_kwargs={'name': repo_id}, **kwargs)
+        except Exception as e: raise InputError(f'{repo_id} could not be published ({type(e).__name__}: {str(e).splitlines()[0]}): see that the network is there, the name is user/name, and you are logged in (hf auth login).') from e
 
 # %% ../nbs/04_storage.ipynb #save-checkpoint
 def save_checkpoint(run,      # folder of the run

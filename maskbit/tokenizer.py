@@ -49,7 +49,7 @@ class Tokenizer(nn.Module, Pretrained):
                tile=None):   # most tokens along a side that are encoded at a time; None for the whole image
         "Token indices (B, H/stride, W/stride), int64; H and W rounded up."
         s = self.config.stride
-        check(images.ndim == 4 and images.shape[1] == 3, f'Images should be (B, 3, H, W); these are {tuple(images.shape)}.')
+        check(images.ndim == 4 and images.shape[1] == 3 and images.is_floating_point(), f'Images should be (B, 3, H, W) floats in [0, 1]; these are {tuple(images.shape)} {images.dtype}.')
         check(pad or images.shape[2] % s == 0 and images.shape[3] % s == 0,
               f'Images of {images.shape[2]} x {images.shape[3]} do not fit the stride of {s}: crop them to multiples of it, or pass pad=True.')
         images = F.pad(images, (0, -images.shape[3] % s, 0, -images.shape[2] % s), mode='replicate')
@@ -59,8 +59,11 @@ class Tokenizer(nn.Module, Pretrained):
                size=None,     # (H, W) to crop to, of an image that was padded
                tile=None):    # as for `encode`
         "Images (B, 3, stride h, stride w) in [0, 1]."
+        check(indices.ndim == 3 and not indices.is_floating_point(), f'Tokens should be (B, h, w) whole numbers; these are {tuple(indices.shape)} {indices.dtype}.')
         images = in_tiles(self._decode, indices, tile, 1, self.config.stride)
-        return images if size is None else images[..., :size[0], :size[1]]
+        if size is None: return images
+        check(len(size) == 2 and all(0 < s <= n for s, n in zip(size, images.shape[2:])), f'size is {tuple(size)}: give a height and a width of at most {tuple(images.shape[2:])}.')
+        return images[..., :size[0], :size[1]]
 
     @torch.no_grad()
     def _encode(self, images): return self.quantize.indices(self.encoder(images.to(self.decoder.conv_in.weight.dtype)))
@@ -75,9 +78,10 @@ def in_tiles(f,           # of a window; keeps the number of tokens
              inward,      # values of x along a side of a token
              outward):    # values of f(x) along a side of a token
     "`f` of all of `x`, computed on overlapping windows and put together."
-    if tile is None: return f(x)
-    check(tile >= 8, f'tile is {tile}: choose 8 tokens or more.')
-    H, W, margin = x.shape[-2] // inward, x.shape[-1] // inward, tile // 8
+    check(tile is None or tile >= 8, f'tile is {tile}: choose 8 tokens or more.')
+    H, W = x.shape[-2] // inward, x.shape[-1] // inward
+    if tile is None or max(H, W) <= tile: return f(x)
+    margin = tile // 8
     core, rows = tile - 2 * margin, []
     for top in range(0, H, core):
         row, t = [], max(0, min(top - margin, H - tile))
