@@ -18,19 +18,19 @@ from .tokens import pack, unpack
 def hamming_neighbours(queries,     # (Q, bytes) uint8, packed tokens
                        packed,      # (M, bytes) uint8, to search; may be memory-mapped
                        k=10,        # neighbours wanted, at most M
-                       block=2**16, # rows compared between two looks at the progress bar
-                       quiet=True): # no progress bar
+                       block=2**16, # rows compared at a time
+                       told=lambda done, total: None): # called after each block; may raise to end the search
     "The `k` nearest rows of `packed` to each query, exactly: (distances in bits, rows), both (Q, k); of equals, the first."
     import faiss
-    from tqdm.auto import trange
     check(queries.shape[1] == packed.shape[1], f'The queries have {queries.shape[1]} bytes and the pictures {packed.shape[1]}: both should come from one tokenizer and one size of picture.')
     check(1 <= k <= len(packed), f'k is {k}: choose 1 to {len(packed)}, the pictures there are.')
     best = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.int64)
-    for start in trange(0, len(packed), block, desc='search', unit='block', disable=quiet, dynamic_ncols=True):
+    for start in range(0, len(packed), block):
         distance, row = faiss.knn_hamming(np.ascontiguousarray(queries), packed[start:start + block], min(k, len(packed) - start, block))
         distance, row = np.append(best[0], distance, 1), np.append(best[1], row + start, 1)
         order = np.lexsort((row, distance))[:, :k]
         best = np.take_along_axis(distance, order, 1), np.take_along_axis(row, order, 1)
+        told(min(start + block, len(packed)), len(packed))
     return best
 
 # %% ../nbs/25_neighbours.ipynb #space
@@ -64,22 +64,26 @@ class Neighbours:
         self.tokenizer, self.packed, self.side, self.among = tokenizer, packed, side, min(among, len(packed))
         self.name, self.space = perceptual_space()
 
+    def tokens(self, rows): # (B,) rows of `packed`
+        "Their tokens: (B, side, side)."
+        return unpack(self.packed[rows], self.side ** 2, self.tokenizer.config.bits).view(-1, self.side, self.side)
+
     def pictures(self, rows): # (B,) rows of `packed`
         "Training pictures, decoded: (B, 3, H, W)."
-        return self.tokenizer.decode(unpack(self.packed[rows], self.side ** 2, self.tokenizer.config.bits).view(-1, self.side, self.side))
+        return self.tokenizer.decode(self.tokens(rows))
 
-    def by_bits(self, tokens, k=10): # (B, side, side) int64
+    def by_bits(self, tokens, k=10, told=lambda done, total: None): # (B, side, side) int64; neighbours; as for `hamming_neighbours`
         "(distances in bits, rows), both (B, k), nearest first; exact."
-        return hamming_neighbours(pack(tokens.flatten(1), self.tokenizer.config.bits), self.packed, k)
+        return hamming_neighbours(pack(tokens.flatten(1), self.tokenizer.config.bits), self.packed, k, told=told)
 
-    def by_perception(self, tokens, k=10): # as for `by_bits`
+    def by_perception(self, tokens, k=10, told=lambda done, total: None): # as for `by_bits`
         "(perceptual distances, rows), both (B, k), nearest first; exact among the `among` pictures nearest in bits."
-        out = [self._closest(t[None], rows, k) for t, rows in zip(tokens, self.by_bits(tokens, self.among)[1])]
+        candidates, out = self.by_bits(tokens, self.among)[1], []
+        for own, rows in zip(self.space(self.tokenizer.decode(tokens)), candidates):
+            distance = np.empty(0, np.float32)
+            for i in range(0, len(rows), 64):
+                distance = np.append(distance, (self.space(self.pictures(rows[i:i + 64])) - own).square().sum(1).numpy())
+                told(len(out) * len(rows) + len(distance), candidates.size)
+            order = distance.argsort(kind='stable')[:k]
+            out.append((distance[order], rows[order]))
         return tuple(np.stack(x) for x in zip(*out))
-
-    def _closest(self, tokens, rows, k, batch=64):
-        "The `k` of some rows that look most like one picture."
-        own = self.space(self.tokenizer.decode(tokens))
-        distance = torch.cat([(self.space(self.pictures(rows[i:i + batch])) - own).square().sum(1) for i in range(0, len(rows), batch)]).numpy()
-        order = distance.argsort(kind='stable')[:k]
-        return distance[order], rows[order]

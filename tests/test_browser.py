@@ -1,0 +1,173 @@
+"The explorers in a real browser: JupyterLab on localhost, Debian's chromium, and what the page shows against what the classes compute."
+import base64, io, os, re, shutil, socket, subprocess, sys, time, urllib.request
+import numpy as np, pytest, torch
+from PIL import Image
+from maskbit.explore import explorer, png, write_notebook
+from maskbit.sampling import to_uint8
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+READY = 'the explorers are tested in a browser where '
+playwright = pytest.importorskip('playwright.sync_api', reason=READY + '`pip install playwright` was done')
+if not CHROMIUM: pytest.skip(READY + 'chromium is installed (apt-get install chromium)', allow_module_level=True)
+
+
+def free_port():
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
+
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    "A JupyterLab server with the four notebooks that `maskbit explore` writes; gives its address."
+    folder, port, token = tmp_path_factory.mktemp('explore'), free_port(), 'a-token-for-the-tests'
+    for kind in ('bits', 'sampling', 'editing'): write_notebook(kind, folder)
+    write_notebook('neighbours', folder, count=200)
+    private = {k: str(folder/f'.{k}') for k in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR', 'JUPYTERLAB_SETTINGS_DIR', 'JUPYTERLAB_WORKSPACES_DIR')}
+    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', f'--IdentityProvider.token={token}', '--LabApp.expose_app_in_browser=True', str(folder)]
+    with open(folder/'.log', 'w') as log: server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=os.environ | private | {'OMP_NUM_THREADS': '1'})
+    try:
+        for _ in range(300):
+            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api?token={token}', timeout=2); break
+            except OSError: time.sleep(0.2)
+            assert server.poll() is None, (folder/'.log').read_text()
+        yield lambda kind: f'http://127.0.0.1:{port}/lab/tree/{kind}.ipynb?token={token}&reset'
+    finally: server.terminate(); server.wait(30)
+
+
+@pytest.fixture(scope='module')
+def browser():
+    with playwright.sync_playwright() as p:
+        b = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield b
+        b.close()
+
+
+class Page:
+    "An explorer's notebook in the browser, with all its cells run."
+    def __init__(self, browser, address, width=1280):
+        self.page = page = browser.new_page(viewport=dict(width=width, height=900))
+        page.goto(address)
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=60_000)
+        prompt = page.locator('.jp-CodeCell .jp-InputPrompt').first
+        for _ in range(30):                                     # a kernel that has just become idle may still not take cells
+            page.locator('.jp-CodeCell .cm-content').first.click()
+            page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+            page.wait_for_timeout(1000)
+            if prompt.inner_text() != '[ ]:': break
+        page.wait_for_selector('figure img', timeout=60_000)
+
+    def captions(self): return self.page.locator('figure figcaption').all_inner_texts()
+
+    def pixels(self, n): # number of the picture on the page
+        "(3, H, W) uint8."
+        data = base64.b64decode(self.page.locator('figure img').nth(n).get_attribute('src').split(',')[1])
+        return torch.from_numpy(np.array(Image.open(io.BytesIO(data)))).permute(2, 0, 1)
+
+    def shows(self, pictures, first=0):
+        "Wait until the page shows these pictures of a class, pixel for pixel, from the `first` on."
+        wanted = list(pictures)[first:]
+        for _ in range(200):
+            if self.captions()[first:] == wanted: break
+            time.sleep(0.05)
+        assert self.captions()[first:] == wanted
+        for i, c in enumerate(wanted): assert (self.pixels(first + i) == to_uint8(pictures[c])).all(), c
+
+    def says(self, words): self.page.locator('p[role=status]', has_text=re.compile(re.escape(words))).wait_for(timeout=20_000)
+
+    def press(self, name): self.page.get_by_role('button', name=name, exact=True).click()
+
+    def choose(self, name, value): self.page.get_by_label(name, exact=True).select_option(value)
+
+    def slide(self, name, *keys, handle=0):
+        "Move a slider by keyboard."
+        box = self.page.locator('.widget-slider', has=self.page.get_by_text(name, exact=True))
+        box.locator('.noUi-handle').nth(handle).focus()
+        for key in keys: self.page.keyboard.press(key)
+
+    def upload(self, name, content):
+        with self.page.expect_file_chooser() as chooser: self.page.get_by_role('button', name=re.compile('Upload a picture')).click()
+        chooser.value.set_files(dict(name=name, mimeType='application/octet-stream', buffer=content))
+
+    def fits(self):
+        "Nothing of the explorer reaches beyond the page or needs to be scrolled sideways."
+        return self.page.evaluate("""() => { const out = document.querySelector('.jp-OutputArea-output .lm-Widget, .jp-OutputArea-output .widget-vbox') ; const box = out.closest('.jp-OutputArea-output');
+            return [...document.querySelectorAll('figure, .widget-button, .widget-toggle-button, .widget-slider, .widget-dropdown')].filter(e => e.getBoundingClientRect().right > Math.min(window.innerWidth, box.getBoundingClientRect().right) + 1).length }""")
+
+
+@pytest.fixture
+def opened(lab, browser):
+    pages = []
+    def open_page(kind, width=1280):
+        pages.append(Page(browser, lab(kind), width)); return pages[-1]
+    yield open_page
+    for p in pages: p.page.close()
+
+
+def photograph(side=48):
+    "A picture that is not among those of the explorers, as a tensor."
+    x = torch.linspace(0, 1, side)
+    return torch.stack([x[:, None].expand(side, side), x[None].expand(side, side), (x[:, None] - x[None]).abs()])
+
+
+def test_bits(opened):
+    page, here = opened('bits'), explorer('bits')
+    page.shows(here.pictures('picture 1', towards='picture 1'))
+    page.press('bit 3'); page.shows(here.pictures('picture 1', bits=(3,), towards='picture 1'))
+    page.page.get_by_role('button', name='bit 7', exact=True).focus(); page.page.keyboard.press('Space')
+    page.shows(here.pictures('picture 1', bits=(3, 7), towards='picture 1'))
+    page.slide('rows', 'ArrowRight', 'ArrowRight'); page.slide('columns', 'ArrowLeft', handle=1)
+    page.shows(here.pictures('picture 1', bits=(3, 7), rows=(2, 8), columns=(0, 7), towards='picture 1'))
+    page.choose('towards', 'picture 2'); page.slide('walk, %', *['PageUp'] * 3)
+    percent = int(page.page.locator('.widget-slider', has=page.page.get_by_text('walk, %', exact=True)).locator('.widget-readout').inner_text())
+    assert percent > 0
+    now = dict(bits=(3, 7), rows=(2, 8), columns=(0, 7), towards='picture 2', percent=percent)
+    page.shows(here.pictures('picture 1', **now))
+    page.page.get_by_label('every bit alone').check(); page.shows(here.pictures('picture 1', singles=True, **now))
+    page.upload('letter.txt', b'Dear reader'); page.says('letter.txt is not an image that can be read')
+    page.shows(here.pictures('picture 1', singles=True, **now))
+    content = png(photograph()); page.upload('mine.png', content)
+    from maskbit.explore import read_upload
+    here.add('mine.png', read_upload('mine.png', content, 32))
+    page.shows(here.pictures('mine.png', singles=True, **now))
+    page.press('Save picture and tokens'); page.says('Saved flipped.png and flipped.npy.')
+    page.press('Save picture and tokens'); page.says('choose another name')
+
+
+def test_sampling(opened):
+    page, here = opened('sampling'), explorer('sampling')
+    page.shows(here.pictures())
+    page.choose('class', 'star'); page.shows(here.pictures(label=6))
+    page.slide('steps', 'ArrowLeft', 'ArrowLeft'); page.shows(here.pictures(label=6, steps=14))
+    page.slide('guidance', 'Home'); page.shows(here.pictures(label=6, steps=14, guidance_scale=0.0))
+    page.slide('steps', 'End'); page.press('Stop'); page.says('Stopped after')
+    page.slide('steps', 'Home'); page.shows(here.pictures(label=6, steps=1, guidance_scale=0.0))
+
+
+def test_neighbours(opened):
+    page, here = opened('neighbours'), explorer('neighbours', count=200)
+    page.shows(here.pictures('sample 1'))
+    page.slide('neighbour', 'ArrowRight', 'ArrowRight'); page.shows(here.pictures('sample 1', neighbour=3))
+    page.choose('nearest by', 'perception'); page.shows(here.pictures('sample 1', 'perception', 3))
+    page.choose('picture', 'sample 5'); page.shows(here.pictures('sample 5', 'perception', 3))
+    page.upload('letter.txt', b'Dear reader'); page.says('letter.txt is not an image that can be read')
+
+
+def test_editing(opened):
+    page, here = opened('editing'), explorer('editing')
+    page.shows(here.before('picture 1'))
+    page.page.get_by_title('row 2, column 3', exact=True).click(); page.shows(here.before('picture 1', [10]))
+    page.slide('mark columns', *['ArrowRight'] * 4, handle=1); page.slide('mark rows', 'End', handle=1)
+    left = [8 * r + c for r in range(8) for c in range(4)]
+    page.shows(here.before('picture 1', left))
+    page.press('keep bits 0 to 5'); page.choose('class', 'ring')
+    page.shows(here.before('picture 1', left, [0]))
+    page.press('Draw'); page.shows(here.pictures('picture 1', left, [0], label=5))
+
+
+@pytest.mark.parametrize('width', [1280, 800])
+@pytest.mark.parametrize('kind', ['bits', 'sampling', 'neighbours', 'editing'])
+def test_nothing_is_cut_off(opened, kind, width, tmp_path):
+    page = opened(kind, width)
+    page.page.wait_for_timeout(1500)
+    page.page.screenshot(path=os.environ.get('SHOTS', str(tmp_path)) + f'/{kind}-{width}.png')
+    assert page.fits() == 0
