@@ -108,7 +108,7 @@ def _choice(w, name, options): return w.Dropdown(description=name, options=optio
 
 
 def _slider(w, name, low, high, value, step=1, kind='IntSlider', **kwargs):
-    return getattr(w, kind)(description=name, min=low, max=high, value=value, step=step, layout=w.Layout(width='300px'), style={'description_width': '90px'}, **kwargs)
+    return getattr(w, kind)(description=name, min=low, max=high, value=value, step=step, layout=w.Layout(width='310px'), style={'description_width': '100px'}, **kwargs)
 
 
 def _button(w, name, action):
