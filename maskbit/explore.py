@@ -168,7 +168,8 @@ class BitExplorer(Explorer):
     def save(self, name, picture, singles=False, **change): # of the files, without an ending; as for `pictures`
         "Write NAME.png and NAME.npy, the flipped picture and its tokens; never over a file that is there."
         files = Path(f'{name}.png'), Path(f'{name}.npy')
-        check(name.strip() and not any(f.exists() for f in files), f'{name or "The name"} is taken or empty: choose another name.')
+        check(name.strip(), 'The files need a name.')
+        for f in files: check(not f.exists(), f'{f} is there already: choose another name.')
         tokens = self.changed(picture, **change)
         files[0].write_bytes(png(self.decode(tokens)[0])); np.save(files[1], tokens.numpy())
         return f'Saved {files[0]} and {files[1]}.'
@@ -216,8 +217,7 @@ class SlowExplorer(Explorer):
         settings = self.settings()
         job = self.job = Job(settings.get('steps', 1), self.tell)
         self.stop.disabled, self.bar.value = False, 0
-        self.thread = threading.Thread(target=self.work, args=(job, settings), daemon=True)
-        self.thread.start()
+        threading.Thread(target=self.work, args=(job, settings), daemon=True).start()
 
     def work(self, job, settings):
         def act():
@@ -316,7 +316,7 @@ class EditExplorer(SlowExplorer):
 
     def controls(self, w):
         g, names = self.generator.config, [f'row {r + 1}, column {c + 1}' for r in range(self.side) for c in range(self.side)]
-        k, keep = g.bits // g.groups, [f'keep bits {i * g.bits // g.groups} to {(i + 1) * g.bits // g.groups - 1}' for i in range(g.groups)]
+        keep = [f'keep bits {i * g.bits // g.groups} to {(i + 1) * g.bits // g.groups - 1}' for i in range(g.groups)]
         return {'picture': _choice(w, 'picture', list(self.images)), 'label': _choice(w, 'class', [(n, i) for i, n in enumerate(_class_names(self.generator))]),
                 'steps': _slider(w, 'steps', 1, 64, g.sample.steps), 'seed': _slider(w, 'seed', 0, 99, 0), 'keep': _toggles(w, keep, keep, 130, 4), 'marked': _toggles(w, names, [''] * len(names), 22, self.side)}
 
@@ -357,7 +357,7 @@ def explorer(kind,               # one of `KINDS`
     if kind == 'sampling': return SamplingExplorer(gen, tok)
     if kind == 'editing': return EditExplorer(gen, tok, fetch(data('validation'), 0, 12))
     train = data('train')
-    codes = [tok.encode(fetch(train, i, i + 64)).flatten(1) for i in trange(0, min(count, len(train)), 64, desc='encode training pictures', unit='batch', leave=False)]
+    codes = [tok.encode(fetch(train, i, min(i + 64, count))).flatten(1) for i in trange(0, min(count, len(train)), 64, desc='encode training pictures', unit='batch', leave=False)]
     drawn = sample_tokens(gen, torch.arange(12) % gen.config.classes, gen.config.sample).view(12, tok.config.side, tok.config.side)
     return NeighbourExplorer(Neighbours(tok, pack(torch.cat(codes), tok.config.bits), tok.config.side), drawn)
 

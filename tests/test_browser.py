@@ -1,5 +1,6 @@
 "The explorers in a real browser: JupyterLab on localhost, Debian's chromium, and what the page shows against what the classes compute."
-import base64, io, os, re, shutil, socket, subprocess, sys, time, urllib.request
+import base64, contextlib, io, os, re, shutil, socket, statistics, subprocess, sys, tempfile, time, urllib.request
+from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from maskbit.explore import explorer, png, write_notebook
@@ -16,16 +17,17 @@ def free_port():
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
 
 
-@pytest.fixture(scope='module')
-def lab(tmp_path_factory):
-    "A JupyterLab server with the four notebooks that `maskbit explore` writes; gives its address."
-    folder, port, token = tmp_path_factory.mktemp('explore'), free_port(), 'a-token-for-the-tests'
-    for kind in ('bits', 'sampling', 'editing'): write_notebook(kind, folder)
+@contextlib.contextmanager
+def served(folder):
+    "`maskbit explore bits` and the notebooks of the other explorers; gives the address of each."
+    port, token = free_port(), 'a-token-for-the-tests'
+    for kind in ('sampling', 'editing'): write_notebook(kind, folder)
     write_notebook('neighbours', folder, count=200)
     private = {k: str(folder/f'.{k}') for k in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR', 'JUPYTERLAB_SETTINGS_DIR', 'JUPYTERLAB_WORKSPACES_DIR')}
     quiet = folder/'.JUPYTERLAB_SETTINGS_DIR/@jupyterlab/apputils-extension/notification.jupyterlab-settings'
     quiet.parent.mkdir(parents=True); quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', f'--IdentityProvider.token={token}', '--LabApp.expose_app_in_browser=True', str(folder)]
+    lab = f'--no-browser --allow-root --ip=127.0.0.1 --port={port} --IdentityProvider.token={token} --LabApp.expose_app_in_browser=True'
+    command = [sys.executable, '-m', 'maskbit', 'explore', 'bits', '--out', str(folder), f'--lab={lab}']
     with open(folder/'.log', 'w') as log: server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=os.environ | private | {'OMP_NUM_THREADS': '1'})
     try:
         for _ in range(300):
@@ -37,11 +39,21 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def browser():
+def lab(tmp_path_factory):
+    with served(tmp_path_factory.mktemp('explore')) as address: yield address
+
+
+@contextlib.contextmanager
+def chromium():
     with playwright.sync_playwright() as p:
         b = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield b
         b.close()
+
+
+@pytest.fixture(scope='module')
+def browser():
+    with chromium() as b: yield b
 
 
 class Page:
@@ -58,21 +70,20 @@ class Page:
             if prompt.inner_text() != '[ ]:': break
         page.wait_for_selector('figure img', timeout=60_000)
 
-    def captions(self): return self.page.locator('figure figcaption').all_inner_texts()
+    def figures(self):
+        "{caption: (3, H, W) uint8} as the page shows it."
+        found = self.page.locator('figure').evaluate_all("all => all.map(f => [f.querySelector('figcaption').innerText, f.querySelector('img').src.split(',')[1]])")
+        return {caption: torch.from_numpy(np.array(Image.open(io.BytesIO(base64.b64decode(data))))).permute(2, 0, 1) for caption, data in found}
 
-    def pixels(self, n): # number of the picture on the page
-        "(3, H, W) uint8."
-        data = base64.b64decode(self.page.locator('figure img').nth(n).get_attribute('src').split(',')[1])
-        return torch.from_numpy(np.array(Image.open(io.BytesIO(data)))).permute(2, 0, 1)
-
-    def shows(self, pictures, first=0):
-        "Wait until the page shows these pictures of a class, pixel for pixel, from the `first` on."
-        wanted = list(pictures)[first:]
-        for _ in range(200):
-            if self.captions()[first:] == wanted: break
+    def shows(self, pictures):
+        "Wait until the page shows these pictures of a class, pixel for pixel."
+        until = time.time() + 15
+        while True:
+            seen = self.figures()
+            wrong = [c for c in seen.keys() | pictures.keys() if c not in seen or c not in pictures or not torch.equal(seen[c], to_uint8(pictures[c]))]
+            if not wrong: return
+            assert time.time() < until, f'not as computed: {wrong}; on the page: {list(seen)}'
             time.sleep(0.05)
-        assert self.captions()[first:] == wanted
-        for i, c in enumerate(wanted): assert (self.pixels(first + i) == to_uint8(pictures[c])).all(), c
 
     def says(self, words): self.page.locator('p[role=status]', has_text=re.compile(re.escape(words))).wait_for(timeout=20_000)
 
@@ -96,7 +107,7 @@ class Page:
             self.page.set_viewport_size(dict(width=width, height=900)); self.page.wait_for_timeout(500)
             if 'SHOTS' in os.environ: self.page.screenshot(path=f'{os.environ["SHOTS"]}/{kind}-{width}.png')
             assert self.page.evaluate("""() => {
-                const right = Math.min(innerWidth, document.querySelector('.jp-OutputArea-output').getBoundingClientRect().right)
+                const right = Math.min(innerWidth, document.querySelector('.jp-OutputArea').getBoundingClientRect().right)
                 return [...document.querySelectorAll('figure, button, .widget-slider, .widget-dropdown, .widget-text, .widget-label')].filter(e => e.closest('.jp-OutputArea-output'))
                     .filter(e => e.getBoundingClientRect().right > right + 1 || e.scrollWidth > e.clientWidth + 1).map(e => e.outerHTML.slice(0, 200)) }""") == []
 
@@ -172,3 +183,32 @@ def test_editing(opened):
     page.shows(here.before('picture 1', left, [0]))
     page.press('Draw'); page.shows(here.pictures('picture 1', left, [0], label=1))
     page.fits('editing')
+
+
+PRESS = """async n => {
+    const buttons = [...document.querySelectorAll('.widget-toggle-button')], times = [], picture = () => document.querySelectorAll('figure img')[2]
+    const changed = before => new Promise(done => { const look = () => { const im = picture(); im && im.src !== before && im.complete ? requestAnimationFrame(done) : requestAnimationFrame(look) }; look() })
+    for (let i = 0; i < n; i++) {
+        const before = picture().src, start = performance.now()
+        buttons[i % buttons.length].click(); await changed(before); times.push(performance.now() - start)
+        await new Promise(done => setTimeout(done, 200))
+    }
+    return times }"""
+
+
+def latency(presses):
+    "Milliseconds from the press of a toggle to the frame that shows the new picture, and those of `update` alone."
+    with tempfile.TemporaryDirectory() as d, served(Path(d)) as address, chromium() as b: pressed = Page(b, address('bits')).page.evaluate(PRESS, presses)
+    here, times = explorer('bits'), []
+    here.show()
+    for i in range(presses):
+        start = time.perf_counter()
+        button = here.inputs['bits'].children[i % here.bits]; button.value = not button.value
+        times.append(1000 * (time.perf_counter() - start))
+    return dict(median_ms=statistics.median(pressed), slowest_ms=max(pressed), presses=presses, update_ms=statistics.median(times))
+
+
+if __name__ == '__main__':      # measures: nbs/results/explore
+    from maskbit.ablation import record
+    torch.set_num_threads(1)
+    print(record('explore/latency', 0, dict(explorer='bits', tokenizer='shapes', presses=48), lambda: latency(48))['metrics'])
