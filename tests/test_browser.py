@@ -61,13 +61,9 @@ class Page:
     def __init__(self, browser, address):
         self.page = page = browser.new_page(viewport=dict(width=1280, height=900))
         page.goto(address)
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=60_000)
-        prompt = page.locator('.jp-CodeCell .jp-InputPrompt').first
-        for _ in range(30):                                     # a kernel that has just become idle may still not take cells
-            page.locator('.jp-CodeCell .cm-content').first.click()
-            page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
-            page.wait_for_timeout(1000)
-            if prompt.inner_text() != '[ ]:': break
+        page.wait_for_function("(c => c && c.isReady && c.session.kernel && c.session.kernel.status === 'idle')(window.jupyterapp?.shell.currentWidget?.sessionContext)", timeout=60_000)
+        page.locator('.jp-CodeCell .cm-content').first.click()
+        page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
         page.wait_for_selector('figure img', timeout=60_000)
 
     def figures(self):
