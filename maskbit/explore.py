@@ -264,10 +264,10 @@ class NeighbourExplorer(SlowExplorer):
                       f'exact among the {neighbours.among:,} nearest in bits. Training pictures are decoded from their tokens.')
 
     def find(self, picture, by, job): # bits or perception
-        "(distances, rows) of the ten nearest; remembered."
+        "(distances, rows) of the ten nearest, or of all if there are fewer; remembered."
         if (picture, by) not in self.found:
             search = {'bits': self.neighbours.by_bits, 'perception': self.neighbours.by_perception}[by]
-            self.found[picture, by] = tuple(x[0] for x in search(self.tokens[picture][None], told=job))
+            self.found[picture, by] = tuple(x[0] for x in search(self.tokens[picture][None], min(10, len(self.neighbours.packed)), told=job))
         return self.found[picture, by]
 
     def pictures(self, picture, by='bits', neighbour=1, job=None): # bits or perception; 1 to 10
