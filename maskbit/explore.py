@@ -60,9 +60,10 @@ class Explorer:
         for i, image in enumerate(images): self.add(f'picture {i + 1}', image)
 
     def add(self, name, image, tokens=None): # (3, H, W); its tokens, if they are known
-        "Take in a picture."
-        self.images[name] = image
-        self.tokens[name] = self.tokenizer.encode(image[None])[0] if tokens is None else tokens
+        "Take in a picture; returns its name here, with a number if the name is taken."
+        name = next(n for n in (name, *(f'{name} ({k})' for k in range(2, len(self.images) + 3))) if n not in self.images)
+        self.images[name], self.tokens[name] = image, self.tokenizer.encode(image[None])[0] if tokens is None else tokens
+        return name
 
     def decode(self, *tokens): return self.tokenizer.decode(torch.stack(tokens))
 
@@ -121,10 +122,10 @@ def _upload(self, w): # an explorer, ipywidgets
     "A button that takes in a picture from the reader's disk and chooses it."
     def take(change):
         for f in change['new']:
-            self.add(f['name'], read_upload(f['name'], bytes(f['content']), self.tokenizer.config.resolution))
+            name = self.add(f['name'], read_upload(f['name'], bytes(f['content']), self.tokenizer.config.resolution))
             for k in {'picture', 'towards'} & self.inputs.keys():
                 chosen, c = self.inputs[k].value, self.inputs[k]
-                c.options = list(self.images); c.value = f['name'] if k == 'picture' else chosen
+                c.options = list(self.images); c.value = name if k == 'picture' else chosen
     button = w.FileUpload(description='Upload a picture', accept='image/*', layout=w.Layout(width='auto'))
     button.observe(lambda change: self.attempt(lambda: take(change)), 'value')
     return button
@@ -194,7 +195,7 @@ class Job(list):
     def append(self, state): super().append(state); self(len(self), self.steps)
 
     def __call__(self, done, total): # parts of the work
-        check(not self.stopped, f'Stopped after {done} of {total}: change something to start again.')
+        check(not self.stopped, f'Stopped after {done} of {total}.')
         self.tell(done, total)
 
 
@@ -318,7 +319,7 @@ class EditExplorer(SlowExplorer):
         g, names = self.generator.config, [f'row {r + 1}, column {c + 1}' for r in range(self.side) for c in range(self.side)]
         keep = [f'keep bits {i * g.bits // g.groups} to {(i + 1) * g.bits // g.groups - 1}' for i in range(g.groups)]
         return {'picture': _choice(w, 'picture', list(self.images)), 'label': _choice(w, 'class', [(n, i) for i, n in enumerate(_class_names(self.generator))]),
-                'steps': _slider(w, 'steps', 1, 64, g.sample.steps), 'seed': _slider(w, 'seed', 0, 99, 0), 'keep': _toggles(w, keep, keep, 130, 4), 'marked': _toggles(w, names, [''] * len(names), 22, self.side)}
+                'steps': _slider(w, 'steps', 1, g.positions * g.groups, min(g.sample.steps, g.positions * g.groups)), 'seed': _slider(w, 'seed', 0, 99, 0), 'keep': _toggles(w, keep, keep, 130, 4), 'marked': _toggles(w, names, [''] * len(names), 22, self.side)}
 
     def buttons(self, w):
         def mark(*change):
@@ -331,7 +332,9 @@ class EditExplorer(SlowExplorer):
         return [rows, columns, _upload(self, w), _button(w, 'Draw', super().update), *super().buttons(w)]
 
     def update(self):
-        if not self.held: self.end(); self.attempt(lambda: self.display(self.before(**self.settings())))
+        if self.held: return
+        self.end(); self.job, self.stop.disabled = None, True
+        self.attempt(lambda: self.display(self.before(**self.settings())))
 
 # %% ../nbs/36_explore.ipynb #explorer-of
 KINDS = {'bits': 'Flip bits of tokens, or walk from one picture to another.', 'sampling': 'Draw pictures and watch them come about.',

@@ -3,7 +3,7 @@ import base64, contextlib, io, os, re, shutil, socket, statistics, subprocess, s
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
-from maskbit.explore import explorer, png, write_notebook
+from maskbit.explore import explorer, png, read_upload, write_notebook
 from maskbit.sampling import to_uint8
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -116,10 +116,12 @@ def opened(lab, browser):
     for p in pages: p.page.evaluate('window.jupyterapp.serviceManager.sessions.shutdownAll()'); p.page.close()
 
 
-def photograph(side=48):
-    "A picture that is not among those of the explorers, as a tensor."
-    x = torch.linspace(0, 1, side)
-    return torch.stack([x[:, None].expand(side, side), x[None].expand(side, side), (x[:, None] - x[None]).abs()])
+def upload_mine(page, here):
+    "Give the same new picture, of another size, to the page and to the class."
+    x = torch.linspace(0, 1, 48)
+    content = png(torch.stack([x[:, None].expand(48, 48), x[None].expand(48, 48), (x[:, None] - x[None]).abs()]))
+    page.upload('mine.png', content)
+    here.add('mine.png', read_upload('mine.png', content, 32))
 
 
 def test_bits(opened):
@@ -138,9 +140,7 @@ def test_bits(opened):
     page.page.get_by_label('every bit alone').check(); page.shows(here.pictures('picture 1', singles=True, **now))
     page.upload('letter.txt', b'Dear reader'); page.says('letter.txt is not an image that can be read')
     page.shows(here.pictures('picture 1', singles=True, **now))
-    content = png(photograph()); page.upload('mine.png', content)
-    from maskbit.explore import read_upload
-    here.add('mine.png', read_upload('mine.png', content, 32))
+    upload_mine(page, here)
     page.shows(here.pictures('mine.png', singles=True, **now))
     page.press('Save picture and tokens'); page.says('Saved flipped.png and flipped.npy.')
     page.press('Save picture and tokens'); page.says('choose another name')
@@ -165,6 +165,7 @@ def test_neighbours(opened):
     page.choose('nearest by', 'perception'); page.shows(here.pictures('sample 1', 'perception', 3))
     page.choose('picture', 'sample 5'); page.shows(here.pictures('sample 5', 'perception', 3))
     page.upload('letter.txt', b'Dear reader'); page.says('letter.txt is not an image that can be read')
+    upload_mine(page, here); page.shows(here.pictures('mine.png', 'perception', 3))
     page.fits('neighbours')
 
 
@@ -178,6 +179,7 @@ def test_editing(opened):
     page.press('keep bits 0 to 5'); page.choose('class', 'ring')
     page.shows(here.before('picture 1', left, [0]))
     page.press('Draw'); page.shows(here.pictures('picture 1', left, [0], label=1))
+    upload_mine(page, here); page.shows(here.before('mine.png', left, [0]))
     page.fits('editing')
 
 
