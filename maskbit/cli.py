@@ -215,7 +215,7 @@ class Explore:
     generator: str = 'shapes'              # folder of its generator, or the name of a bundled one; not used by bits
     images: str = 'shapes'                 # shapes, or a folder of images
     out: Path = Path('maskbit-explore')    # folder of the notebook, and of what is saved from it
-    lab: str = ''                          # more options for `jupyter lab`, such as "--no-browser --port 9000"
+    lab: str = ''                          # more options for `jupyter lab`, as in --lab="--no-browser --port 9000"
 
     def __call__(self):
         import os, shlex
