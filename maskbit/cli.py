@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'Demo', 'TokenizerRun', 'TrainTokenizer', 'GeneratorRun', 'TrainGenerator', 'Tokenize', 'Sample',
-           'Evaluate', 'Convert', 'Roadmap', 'Tables', 'TrainBundled', 'main']
+           'Evaluate', 'Convert', 'Roadmap', 'Tables', 'TrainBundled', 'FindNeighbours', 'Explore', 'main']
 
 # %% ../nbs/32_cli.ipynb #imports
 import sys
@@ -238,9 +238,66 @@ class TrainBundled:
         from maskbit.bundled import train_bundled
         train_bundled(self.out)
 
+# %% ../nbs/32_cli.ipynb #neighbours
+@dataclass(frozen=True)
+class FindNeighbours:
+    "Draw pictures and put the ten most similar training pictures beside each: in the upper row by bits, in the lower by a perceptual distance."
+    generator: str   # folder of a generator, or the name of a bundled one
+    tokenizer: str   # folder of its tokenizer, or the name of a bundled one
+    tokens: Path     # token cache of the training pictures, from `maskbit tokenize`
+    out: Path        # the picture to write, a .png or .jpg
+    count: int = 8   # pictures drawn
+    seed: int = 0    # the same seed, the same pictures
+
+    def __call__(self):
+        import numpy as np, torch
+        from torchvision.utils import save_image
+        from maskbit.generator import Generator
+        from maskbit.neighbours import Neighbours
+        from maskbit.sampling import sample_tokens
+        from maskbit.storage import fingerprint
+        from maskbit.tokenizer import Tokenizer
+        from maskbit.tokens import TokenCache
+        check(self.count >= 1 and self.out.suffix.lower() in ('.png', '.jpg'), f'count is {self.count} and out is {self.out}: draw at least 1, and give the name of a .png or .jpg file.')
+        gen, tok, cache = Generator.from_pretrained(self.generator), Tokenizer.from_pretrained(self.tokenizer), TokenCache(self.tokens)
+        check(cache.tokenizer == fingerprint(tok), f'The tokens in {self.tokens} were made by another tokenizer: make them with this one, by `maskbit tokenize`.')
+        near, labels = Neighbours(tok, cache.packed, cache.side), torch.arange(self.count) % gen.config.classes
+        drawn = sample_tokens(gen, labels, gen.config.sample, self.seed).view(-1, cache.side, cache.side)
+        found = near.by_bits(drawn), near.by_perception(drawn)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        save_image(torch.cat([im for i in range(self.count) for _, rows in found for im in (tok.decode(drawn[i:i + 1]), near.pictures(rows[i]))]), self.out, nrow=11, padding=1)
+        nearest = found[0][0][:, 0]
+        print(f'The nearest of {len(cache)} training pictures differs in {np.median(nearest):.0f} of {cache.side ** 2 * cache.bits} bits (median of {self.count}; lowest {nearest.min()}). '
+              f'{self.out} shows them, below by the {near.name} among the {near.among} nearest in bits.')
+
+# %% ../nbs/32_cli.ipynb #explore
+@dataclass(frozen=True)
+class Explore:
+    "Open an explorer in JupyterLab: flip bits of tokens, draw pictures, find neighbours, or edit."
+    kind: tyro.conf.Positional[Literal['bits', 'sampling', 'neighbours', 'editing']] = 'bits' # which
+    tokenizer: str = 'shapes'              # folder of a tokenizer, or the name of a bundled one
+    generator: str = 'shapes'              # folder of its generator, or the name of a bundled one; not used by bits
+    images: str = 'shapes'                 # shapes, or a folder of images
+    out: Path = Path('maskbit-explore')    # folder of the notebook, and of what is saved from it
+    lab: str = ''                          # more options for `jupyter lab`, as in --lab="--no-browser --port 9000"
+
+    def __call__(self):
+        import os, shlex
+        from importlib.util import find_spec
+        missing = [p for p in ('jupyterlab', 'ipywidgets') if find_spec(p) is None]
+        check(not missing, f'The explorers need {" and ".join(missing)}: pip install {" ".join(missing)}.')
+        from maskbit.explore import write_notebook
+        from maskbit.storage import find_model
+        find_model(self.tokenizer, 'tokenizer'); find_model(self.generator, 'generator')
+        check(self.images == 'shapes' or Path(self.images).is_dir(), f'There is no folder {self.images}: give a folder of images, or shapes.')
+        names = {k: str(Path(v).resolve()) if Path(v).is_dir() else v for k in ('tokenizer', 'generator', 'images') for v in [getattr(self, k)]}
+        path = write_notebook(self.kind, self.out, **names)
+        print(f'Opening {path}. Ctrl-C ends JupyterLab.', flush=True)
+        os.execv(sys.executable, [sys.executable, '-m', 'jupyterlab', *shlex.split(self.lab), str(path)])
+
 # %% ../nbs/32_cli.ipynb #main
 COMMANDS = {'demo': Demo, 'train-tokenizer': TrainTokenizer, 'tokenize': Tokenize, 'train-generator': TrainGenerator, 'sample': Sample, 'evaluate': Evaluate, 'convert': Convert,
-            'roadmap': Roadmap, 'tables': Tables, 'train-bundled': TrainBundled}
+            'neighbours': FindNeighbours, 'explore': Explore, 'roadmap': Roadmap, 'tables': Tables, 'train-bundled': TrainBundled}
 
 
 def main(args=None): # words of the command line
