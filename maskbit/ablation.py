@@ -95,6 +95,12 @@ def at_scale(config: Stage1Config, # of a step, at the paper's size
 RESULTS = Path(__file__).parent.parent/'nbs/results' if '__file__' in globals() else Path('results')   # of this repository
 
 
+def _agree(stored, now):
+    "Are all fields that were stored as they are now?"
+    if not (isinstance(stored, dict) and isinstance(now, dict)): return stored == now
+    return all(k in now and _agree(v, now[k]) for k, v in stored.items())
+
+
 def record(name,             # of the run, such as roadmap-tiny/4-vqgan_plus
            seed,             # of the run
            config,           # a configuration, or a dictionary of what was run
@@ -105,7 +111,7 @@ def record(name,             # of the run, such as roadmap-tiny/4-vqgan_plus
     about = json.loads(json.dumps(dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config))
     if path.exists():
         row = json.loads(path.read_text())
-        check(row['config'] == about, f'{path} was measured with another configuration: choose another folder of results.')
+        check(_agree(row['config'], about), f'{path} was measured with another configuration: choose another folder of results.')
         return row
     start, code = time.time(), provenance()
     row = dict(name=name, seed=seed, metrics=measure(), seconds=round(time.time() - start, 1), config=about, provenance=code)

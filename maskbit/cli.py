@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'Demo', 'TokenizerRun', 'TrainTokenizer', 'GeneratorRun',
            'Roadmap', 'Tables', 'TrainBundled', 'main']
 
 # %% ../nbs/32_cli.ipynb #imports
-import sys
+import signal, sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -48,7 +48,10 @@ class TrainTokenizer:
         c, out = self.run.config, self.run.out
         start = c.loss.gan_start
         print(f'The discriminator joins at step {start} of {c.train.steps}.' if start < c.train.steps else f'Without a discriminator: it would join at step {start}, after the end (--loss.gan-start).')
-        train_tokenizer(c, open_data(c.data, c.model.resolution, 'stage1', seed=c.train.seed), out, workers=c.data.workers)
+        valid, held_out = None, c.data.validation or c.data.images
+        check(not c.train.eval_every or c.data.validation or held_out == 'shapes', 'There are no held-out images for --train.eval_every: give a folder with --data.validation.')
+        if c.train.eval_every: valid = open_data(replace(c.data, images=held_out), c.model.resolution, 'eval', 'validation')
+        train_tokenizer(c, open_data(c.data, c.model.resolution, 'stage1', seed=c.train.seed), out, workers=c.data.workers, valid=valid)
         print(f'The tokenizer is in {out}/model.')
 
 # %% ../nbs/32_cli.ipynb #train-generator
@@ -58,6 +61,8 @@ class GeneratorRun:
     out: Path                                                 # folder of the run; an unfinished run in it is continued
     tokens: Path                                              # token cache, from `maskbit tokenize`
     config: Annotated[Stage2Config, tyro.conf.arg(name='')]   # the preset
+    valid: Path | None = None                                 # token cache of held-out images, for --train.eval-every
+    tokenizer: str = ''                                       # folder or name of the cache's tokenizer, to look at samples at each evaluation
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,13 @@ class TrainGenerator:
 
     def __call__(self):
         from maskbit.generator import train_generator
+        from maskbit.tokenizer import Tokenizer
         from maskbit.tokens import TokenCache
-        cache, c, out = TokenCache(self.run.tokens), self.run.config, self.run.out
+        cache, c, out, valid = TokenCache(self.run.tokens), self.run.config, self.run.out, self.run.valid and TokenCache(self.run.valid)
+        check(valid or not c.train.eval_every, 'There are no held-out tokens for --train.eval-every: give a token cache with --valid.')
+        check(not valid or valid.tokenizer == cache.tokenizer, f'{self.run.tokens} and {self.run.valid} hold the tokens of different tokenizers: make both with the same one.')
         c = replace(c, model=replace(c.model, bits=cache.bits, side=cache.side, classes=len(cache.classes)))
-        train_generator(c, cache, out)
+        train_generator(c, cache, out, valid=valid, tokenizer=self.run.tokenizer and Tokenizer.from_pretrained(self.run.tokenizer))
         print(f'The generator is in {out}/model.')
 
 # %% ../nbs/32_cli.ipynb #tokenize
@@ -184,4 +192,6 @@ def main(args=None): # words of the command line
     try: tyro.extras.subcommand_cli_from_dict(COMMANDS, prog='maskbit', description='Masked image generation from bit tokens.', args=args)()
     except InputError as e: print(f'maskbit: {e}', file=sys.stderr); sys.exit(2)
     except OSError as e: print(f'maskbit: {e.filename or "A file"} could not be read or written: {e.strerror or e}.', file=sys.stderr); sys.exit(1)
-    except KeyboardInterrupt: print('\nStopped. The same command again continues a training from its last checkpoint.', file=sys.stderr); sys.exit(130)
+    except KeyboardInterrupt as e:
+        print('\nStopped. The same command again continues a training from its last checkpoint.', file=sys.stderr)
+        sys.exit(128 + getattr(e, 'signal', signal.SIGINT))

@@ -132,10 +132,15 @@ class TrainConfig:
     log_every: int = 50               # steps between lines of the log
     save_every: int = 5_000           # steps between checkpoints
     keep: int = 2                     # newest checkpoints kept
+    max_skipped: int = 10             # steps in a row that may be skipped because a loss was not finite
+    eval_every: int = 0               # steps between evaluations on held-out samples, 0 for none; the best checkpoint is kept too
+    eval_size: int = 1_000            # held-out samples in an evaluation
+    monitor: tuple[Literal['tensorboard', 'wandb'], ...] = () # where the log goes besides log.jsonl
+    compile: bool = False             # compile the networks with torch.compile
 
     def __post_init__(self):
         _check_choices(self)
-        _at_least(self, steps=1, batch=1, microbatch=1, log_every=1, save_every=1, keep=1)
+        _at_least(self, steps=1, batch=1, microbatch=1, log_every=1, save_every=1, keep=1, max_skipped=0, eval_every=0, eval_size=1)
 
 # %% ../nbs/00_config.ipynb #data-config
 @dataclass(frozen=True)
@@ -146,6 +151,7 @@ class DataConfig:
     difficulty: float = 0.5      # of Shapes, 0 (plain) to 1 (any pose, strong texture)
     train_size: int = 50_000     # of Shapes, images in the training split
     flip: bool = True            # mirror half of the images
+    validation: str = ''         # folder of held-out images for train.eval_every; Shapes has its own
 
     def __post_init__(self):
         check(0 <= self.difficulty <= 1, f'difficulty is {self.difficulty}: choose 0 to 1.')
