@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Schedule', 'SAMPLING', 'STAGE1', 'STAGE2', 'InputError', 'check', 'TokenizerConfig', 'Stage1LossConfig',
            'DiscriminatorConfig', 'OptimConfig', 'TrainConfig', 'DataConfig', 'Stage1Config', 'SampleConfig',
-           'GeneratorConfig', 'Stage2LossConfig', 'Stage2Config', 'flat', 'diff', 'change', 'to_json', 'from_json',
-           'preset']
+           'GeneratorConfig', 'Stage2LossConfig', 'Stage2Config', 'Machines', 'flat', 'diff', 'change', 'to_json',
+           'from_json', 'preset']
 
 # %% ../nbs/00_config.ipynb #imports
 import dataclasses, json, math
@@ -254,6 +254,20 @@ class Stage2Config:
     loss: Stage2LossConfig = Stage2LossConfig()
     optim: OptimConfig = OptimConfig(betas=(0.9, 0.96), weight_decay=0.045)
     train: TrainConfig = TrainConfig(batch=1024, microbatch=32)
+
+# %% ../nbs/00_config.ipynb #machines
+@dataclass(frozen=True)
+class Machines:
+    "The processes of a run."
+    gpus: int | None = None # of each machine, one process each; all there are if not given, 0 for the CPU
+    processes: int = 1      # of each machine, where there are no GPUs
+    nodes: int = 1          # machines
+    rendezvous: str = ''    # host:port on one of several machines, where they meet
+    restarts: int = 3       # times that all processes are started again after one has died
+
+    def __post_init__(self):
+        _at_least(self, processes=1, nodes=1, restarts=0)
+        check(self.gpus is None or self.gpus >= 0, f'gpus is {self.gpus}: choose 0 or more.')
 
 # %% ../nbs/00_config.ipynb #flat
 def flat(cfg, prefix=''):

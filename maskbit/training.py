@@ -7,7 +7,7 @@ __all__ = ['lr_factor', 'Part', 'moving_average', 'split_batch', 'micro_batches'
            'run_state', 'unwrap', 'restore', 'train_step', 'resume', 'join', 'fit', 'report', 'save_run']
 
 # %% ../nbs/05_training.ipynb #imports
-import contextlib, math, signal
+import contextlib, math, os, signal
 from pathlib import Path
 import torch
 from torch import nn
@@ -87,9 +87,12 @@ def _deaf(worker):
     for s in SIGNALS: signal.signal(s, signal.SIG_IGN)
 
 
+def _as_it_is(batch): return batch
+
+
 def batches(data, train: TrainConfig, start=0, rank=0, world=1, workers=0):
     "Batches of one run from step `start` on; the same with any number of workers."
-    return iter(DataLoader(Ordered(data, train.seed), batch_sampler=micro_batches(train, start, rank, world), collate_fn=lambda b: b, num_workers=workers,
+    return iter(DataLoader(Ordered(data, train.seed), batch_sampler=micro_batches(train, start, rank, world), collate_fn=_as_it_is, num_workers=workers,
                            pin_memory=torch.cuda.is_available(), persistent_workers=False, worker_init_fn=_deaf))
 
 # %% ../nbs/05_training.ipynb #stage
@@ -206,7 +209,8 @@ def fit(make_stage,     # function of a device that returns the `Stage`
     "Train to the last step and return the averaged model in evaluation mode; on Ctrl-C, SIGTERM or SIGUSR1, save and raise `Stopped`."
     from accelerate import Accelerator
     from tqdm.auto import tqdm
-    run, train, accelerator = Path(run), config.train, Accelerator(mixed_precision='no')
+    run, train = Path(run), config.train
+    accelerator = Accelerator(mixed_precision='no', cpu='LOCAL_RANK' in os.environ and not torch.cuda.is_available())    # several processes without GPUs: gloo
     main, rank, world, device, bads = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes, accelerator.device, []
     slices = split_batch(train.batch, train.microbatch, world)[1]
     check_monitor(train, valid, world)
