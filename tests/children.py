@@ -54,7 +54,7 @@ def together(*args, **kwargs):
 def state(run, step):
     "All tensors of a checkpoint."
     from safetensors.torch import load_file
-    return load_file(run/f'checkpoints/step-{step:08d}/tensors.safetensors')
+    return {k: v.clone() for k, v in load_file(run/f'checkpoints/step-{step:08d}/tensors.safetensors').items()}    # load_file maps the file
 
 
 def losses(run):

@@ -181,7 +181,7 @@ main(sys.argv[2:])
 
 
 def test_a_full_disk(tmp_path, fault):
-    "A real one of 1 MB where a file system may be mounted; test_job has a limit on the size of files for everybody."
+    "A real one of 8 MB where a file system may be mounted; test_job has a limit on the size of files for everybody."
     disk, command = tmp_path/'disk', ['train-tokenizer', 'tiny', '--out', f'{tmp_path}/disk/t', *SMALL]
     disk.mkdir()
     mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'maskbit', str(disk)], capture_output=True).returncode == 0
