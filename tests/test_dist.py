@@ -42,9 +42,10 @@ def test_two_processes_equal_one(name, tmp_path):
 
 
 ONE_STEP = {'train.steps': 1, 'train.batch': 8, 'train.microbatch': 8, 'optim.clip': 0.0, 'optim.warmup': 0, 'optim.lr': 1e-4}
+LECAM = {'loss.gan_start': 0, 'loss.lecam': 1.0, 'loss.lecam_decay': 0.5}
 STEPS = {
-    'lfq': ('tokenizer', {'loss.gan_start': 0, 'loss.lecam': 1.0}),
-    'vq, adaptive weight': ('tokenizer', {'model.quantizer': 'vq', 'loss.gan_start': 0, 'loss.lecam': 1.0, 'loss.gan_adaptive': True, 'loss.gan_loss': 'non-saturating'}),
+    'lfq': ('tokenizer', LECAM),
+    'vq, adaptive weight': ('tokenizer', LECAM | {'model.quantizer': 'vq', 'loss.gan_adaptive': True, 'loss.gan_loss': 'non-saturating'}),
     'maskbit': ('generator', {'model.dropout': 0.0}),
     'maskgit': ('generator', {'model.dropout': 0.0, 'model.input': 'embedding'})}
 
@@ -63,7 +64,7 @@ def test_one_step_on_two_processes(name, cache, tmp_path, fault):
     gradients = {k: scale * float((a[k] - b[k]).abs().max()) / max(1, scale * float(a[k].abs().max())) for k in a if k.endswith('exp_avg')}
     means = {k: float((a[k] - b[k]).abs()) for k in a if 'lecam' in k}
     assert one.keys() == two.keys() and max(terms.values()) < 1e-5 and max(gradients.values()) < 1e-5 and all(v < 1e-5 for v in means.values())
-    assert kind == 'generator' or (len(means) == 2 and one['lecam'] > 0 and any(float(a[k]) != 0 for k in means) and 'discriminator/grad_norm' in one)
+    assert kind == 'generator' or (len(means) == 2 and one['lecam'] > 0 and all(abs(float(a[k])) > 1e-3 for k in means) and 'discriminator/grad_norm' in one)
     weights = max(float((a[k] - b[k]).abs().max()) for k in a if '.model.' in k)
     fault(f'two processes against one, {name}', 'one step with the same batch of 8: losses, gradients and running means agree', largest_difference_of_a_loss=max(terms.values()), of_a_gradient=max(gradients.values()),
           of_lecams_means=max(means.values(), default=None), of_a_weight=weights)
@@ -100,3 +101,30 @@ def test_evaluation_is_shared_out_and_changes_nothing(kind, cache, tmp_path):
     from safetensors.torch import load_file
     model, stored = load_file(tmp_path/'one/best/model.safetensors'), state(tmp_path/'one', best)
     assert all(torch.equal(v, stored[f'ema.module.{k}']) for k, v in model.items())
+
+
+class Account:
+    "Stands in for the package wandb, which needs an account."
+    class Image:
+        def __init__(self, tensor): self.shape = tuple(tensor.shape)
+    def __init__(self): self.opened, self.rows = [], []
+    def init(self, **kwargs): self.opened.append(kwargs)
+    def log(self, row, step): self.rows.append((step, row))
+
+
+def test_weights_and_biases(cache, tmp_path, monkeypatch):
+    "The same lines as log.jsonl and samples of the averaged generator; continued under the same name after a stop."
+    import sys
+    from importlib.machinery import ModuleSpec
+    from maskbit.generator import train_generator
+    from maskbit.tokenizer import Tokenizer
+    from maskbit.tokens import TokenCache
+    account = Account(); account.__spec__ = ModuleSpec('wandb', None)
+    monkeypatch.setitem(sys.modules, 'wandb', account)
+    tokens, tok = TokenCache(cache), Tokenizer.from_pretrained('shapes')
+    config = change(CONFIG['generator'], {'train.steps': 4, 'train.eval_every': 2, 'train.eval_size': 16, 'train.monitor': ('wandb',), 'model.sample.steps': 2})
+    for steps in (4, 4): train_generator(change(config, {'train.steps': steps}), tokens, tmp_path/'run', valid=tokens, tokenizer=tok, quiet=True)
+    assert account.opened[0]['id'] == account.opened[1]['id'] and account.opened[0]['resume'] == 'allow'
+    rows = {step: row for step, row in account.rows if 'loss' in row}
+    assert list(rows) == [1, 2, 3, 4] and rows[2]['eval/loss'] == losses(tmp_path/'run')[1]['eval/loss']
+    assert [(step, row['pictures'].shape) for step, row in account.rows if 'pictures' in row] == [(2, (3, 36, 274)), (4, (3, 36, 274))]
