@@ -63,4 +63,4 @@ def losses(run):
     return [{k: v for k, v in r.items() if k not in ('seconds', 'images_per_s', 'memory_gib')} for r in read_log(run)]
 
 
-def identical(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+def differing(a, b): return [k for k in a | b if k not in a or k not in b or not torch.equal(a[k], b[k])]     # names of the tensors that are not the same to the last bit
