@@ -43,15 +43,18 @@ def test_a_signal_saves_within_a_step(sent, cache, tmp_path, fault):
     until(get, 'step', 5)
     workers = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(p.pid)], capture_output=True, text=True).stdout.split()
     assert len(workers) >= 2
+    os.kill(p.pid, signal.SIGSTOP); time.sleep(0.1)                                   # held still, to count the steps it has begun
+    begun = 5
+    while get.poll(): begun += get.recv() == 'step'
     for pid in [*workers, p.pid]: os.kill(int(pid), sent)
-    p.join()
+    os.kill(p.pid, signal.SIGCONT); p.join()
     assert p.exitcode == 128 + sent
     saved = latest_checkpoint(tmp_path/'run')[0]
-    assert saved in (5, 6), 'in the step that it was sent in, or one that had begun since'
+    assert saved in (begun, begun + 1), 'after the step it was in, or after the next if it was between two'
     train('generator', tmp_path/'run', config, cache); train('generator', tmp_path/'whole', config, cache)
     tensors = differing(state(tmp_path/'run', 60), state(tmp_path/'whole', 60))
     assert not tensors
-    fault(f'{sent.name}, one process', f'saved within a step, exit code {p.exitcode}; continued to the same weights', steps_after_the_signal=saved - 5, exit_code=p.exitcode, differing_tensors=len(tensors))
+    fault(f'{sent.name}, one process', f'saved within a step, exit code {p.exitcode}; continued to the same weights', steps_begun=begun, saved_step=saved, exit_code=p.exitcode, differing_tensors=len(tensors))
 
 
 def run_launch(run, words, after=3, sent=None, victim=None):
