@@ -81,7 +81,6 @@ class TrainGenerator:
         from maskbit.tokens import TokenCache
         cache, c, out, valid = TokenCache(self.run.tokens), self.run.config, self.run.out, self.run.valid and TokenCache(self.run.valid)
         check(valid or not c.train.eval_every, 'There are no held-out tokens for --train.eval-every: give a token cache with --valid.')
-        check(not valid or valid.tokenizer == cache.tokenizer, f'{self.run.tokens} and {self.run.valid} hold the tokens of different tokenizers: make both with the same one.')
         c = replace(c, model=replace(c.model, bits=cache.bits, side=cache.side, classes=len(cache.classes)))
         train_generator(c, cache, out, valid=valid, tokenizer=self.run.tokenizer and Tokenizer.from_pretrained(self.run.tokenizer))
         _say(f'The generator is in {out}/model.')

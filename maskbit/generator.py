@@ -14,7 +14,7 @@ from .config import GeneratorConfig, Stage2Config, change, check
 from .counters import uniform
 from .masking import draw_mask, group_bits, split_groups
 from .sampling import sample
-from .storage import load_model, save_model
+from .storage import fingerprint, load_model, save_model
 from .training import Part, Stage, fit
 
 # %% ../nbs/22_maskbit.ipynb #block
@@ -144,12 +144,15 @@ class GeneratorStage(Stage):
 def train_generator(config: Stage2Config, # everything about the run
                     cache,                # a `TokenCache`
                     run,                  # folder of the run; an unfinished one is continued
+                    valid=None,           # a `TokenCache` of held-out images, for `train.eval_every`
                     tokenizer=None,       # the `Tokenizer` of the cache, to look at samples during training
-                    **kwargs):            # workers, quiet, valid: as for `fit`
+                    **kwargs):            # workers, quiet: as for `fit`
     "Stage II from start to end; returns the averaged generator, also saved as `run/model`."
     c = config.model
     check((c.bits, c.side) == (cache.bits, cache.side),
           f'The tokens are {cache.side} x {cache.side} of {cache.bits} bits and the generator wants {c.side} x {c.side} of {c.bits}: set model.bits={cache.bits} and model.side={cache.side}.')
     check(c.classes == len(cache.classes), f'The tokens have {len(cache.classes)} classes and the generator {c.classes}: set model.classes={len(cache.classes)}.')
+    check(not valid or valid.tokenizer == cache.tokenizer, 'The held-out tokens are those of another tokenizer: make both caches with the same one.')
+    check(not tokenizer or fingerprint(tokenizer) == cache.tokenizer, 'The tokens are those of another tokenizer than the one to look at samples with: give the one that made them.')
     config = change(config, {'model.tokenizer': cache.tokenizer})
-    return fit(lambda device: GeneratorStage(config, device, tokenizer), cache, run, config, title='generator', **kwargs)
+    return fit(lambda device: GeneratorStage(config, device, tokenizer), cache, run, config, title='generator', valid=valid, **kwargs)

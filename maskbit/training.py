@@ -158,7 +158,7 @@ def restore(stage, ema, tensors):
 
 # %% ../nbs/05_training.ipynb #train-step
 def train_step(accelerator, stage, ema, micros, step, train):
-    "Update every active part once, then the moving average, or nothing if a loss is not finite; returns the terms to log, and whether it was nothing, as tensors."
+    "Update every active part once, then the moving average, or nothing if a loss or gradient is not finite; returns the terms to log, and whether it was nothing, as tensors."
     torch.manual_seed(seed_of(train.seed, 'dropout', step, accelerator.process_index))
     logs, dtype, active = {}, compute_dtype(train.precision), {k: p for k, p in stage.parts.items() if stage.active(k, step)}
     buffers = [b for m in (*(unwrap(p.model) for p in active.values()), stage.extra) for b in m.buffers()]
@@ -186,7 +186,7 @@ def resume(stage, run, config, device):
     if not (found := latest_checkpoint(run)): return ema, 0, memo
     start, tensors, scalars = found
     restore(stage, ema, tensors)
-    return ema, start, memo | scalars
+    return ema, start, memo | {k: v for k, v in scalars.items() if k in memo}
 
 
 def join(accelerator, stage, start, compile, run):
@@ -256,8 +256,8 @@ def report(accelerator, step, logs, bads, memo, data, run, train):
         if bad: skipped[s] = [order[n] for n in range((s - 1) * train.batch, s * train.batch)]
     for s, samples in skipped.items():
         more = ', ...' if len(samples) > 8 else ''
-        accelerator.print(f'Step {s} was skipped, its loss is not finite: samples {(s - 1) * train.batch} to {s * train.batch - 1} of the run, numbers {", ".join(map(str, samples[:8]))}{more} of the data.')
-    check(most <= train.max_skipped, f'Training stopped at step {step}: {most} steps in a row had a loss that is not finite ({", ".join(f"{k} {v:.3g}" for k, v in row.items())}); {last_good(run)}: try a lower learning rate.')
+        accelerator.print(f'Step {s} was skipped, its loss or gradient is not finite: samples {(s - 1) * train.batch} to {s * train.batch - 1} of the run, numbers {", ".join(map(str, samples[:8]))}{more} of the data.')
+    check(most <= train.max_skipped, f'Training stopped at step {step}: {most} steps in a row had a loss or gradient that is not finite ({", ".join(f"{k} {v:.3g}" for k, v in row.items())}); {last_good(run)}: try a lower learning rate.')
     return {k: v for k, v in row.items() if math.isfinite(v)} | ({'skipped': skipped} if skipped else {})
 
 # %% ../nbs/05_training.ipynb #save-run
