@@ -67,7 +67,7 @@ def read_words(words):
     from maskbit.cli import TrainGenerator, TrainTokenizer
     return tyro.extras.subcommand_cli_from_dict({'train-tokenizer': TrainTokenizer, 'train-generator': TrainGenerator}, prog='maskbit', args=list(words))
 
-# %% ../nbs/30_launch.ipynb #launch
+# %% ../nbs/30_launch.ipynb #run-torchrun
 _ENV = {'PYTHONUNBUFFERED': '1',
         'TORCH_ELASTIC_SHUTDOWN_TIMEOUT': '600',          # seconds that workers have to save
         'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1'}        # workers that were started again would else meet at the addresses of those that died
@@ -88,7 +88,7 @@ def run_torchrun(words, machines: Machines): # as for `torchrun`
     if signals.stop: raise Stopped(signals.stop)
     check(code == 0, f'The training ended with exit code {code}, and the lines above say why: the same command continues it from its last checkpoint.')
 
-
+# %% ../nbs/30_launch.ipynb #launch
 def launch(command,        # train-tokenizer or train-generator
            preset,         # name of its preset
            out,            # folder of the run, on a disk that all machines see
