@@ -64,4 +64,4 @@ class ClassifierStage(Stage):
         loss = F.cross_entropy(self.parts[name].model(noisy), batch['labels'], label_smoothing=0.05)
         return loss, {'loss': loss}
 
-    def export(self, model, run): model.save_pretrained(run/'model')
+    def export(self, model, folder): model.save_pretrained(folder)

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'Demo', 'TokenizerRun', 'TrainTokenizer', 'GeneratorRun', 'TrainGenerator', 'Tokenize', 'Sample',
-           'Evaluate', 'Convert', 'Roadmap', 'Tables', 'TrainBundled', 'FindNeighbours', 'Explore', 'main']
+           'Evaluate', 'Convert', 'Roadmap', 'Tables', 'TrainBundled', 'Launch', 'FindNeighbours', 'Explore', 'main']
 
 # %% ../nbs/32_cli.ipynb #imports
-import sys
+import os, signal, sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 import tyro
-from .config import STAGE1, STAGE2, InputError, Stage1Config, Stage2Config, check, DataConfig
+from .config import STAGE1, STAGE2, InputError, Machines, Stage1Config, Stage2Config, check, DataConfig
 
 # %% ../nbs/32_cli.ipynb #demo
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class TokenizerRun:
     config: Annotated[Stage1Config, tyro.conf.arg(name='')]   # the preset
 
 
+def _say(text):
+    "Print, in the first of several processes."
+    if os.environ.get('RANK', '0') == '0': print(text)
+
+
 def _presets(cls, table, **missing):
     "A tyro type that offers one sub-command for each preset."
     return Annotated[tyro.extras.subcommand_type_from_defaults({k: cls(config=v, **missing) for k, v in table.items()}, prefix_names=False), tyro.conf.arg(name='')]
@@ -47,9 +52,12 @@ class TrainTokenizer:
         from maskbit.stage1 import train_tokenizer
         c, out = self.run.config, self.run.out
         start = c.loss.gan_start
-        print(f'The discriminator joins at step {start} of {c.train.steps}.' if start < c.train.steps else f'Without a discriminator: it would join at step {start}, after the end (--loss.gan-start).')
-        train_tokenizer(c, open_data(c.data, c.model.resolution, 'stage1', seed=c.train.seed), out, workers=c.data.workers)
-        print(f'The tokenizer is in {out}/model.')
+        _say(f'The discriminator joins at step {start} of {c.train.steps}.' if start < c.train.steps else f'Without a discriminator: it would join at step {start}, after the end (--loss.gan-start).')
+        valid, held_out = None, c.data.validation or c.data.images
+        check(not c.train.eval_every or c.data.validation or held_out == 'shapes', 'There are no held-out images for --train.eval_every: give a folder with --data.validation.')
+        if c.train.eval_every: valid = open_data(replace(c.data, images=held_out), c.model.resolution, 'eval', 'validation')
+        train_tokenizer(c, open_data(c.data, c.model.resolution, 'stage1', seed=c.train.seed), out, workers=c.data.workers, valid=valid)
+        _say(f'The tokenizer is in {out}/model.')
 
 # %% ../nbs/32_cli.ipynb #train-generator
 @dataclass(frozen=True)
@@ -58,6 +66,8 @@ class GeneratorRun:
     out: Path                                                 # folder of the run; an unfinished run in it is continued
     tokens: Path                                              # token cache, from `maskbit tokenize`
     config: Annotated[Stage2Config, tyro.conf.arg(name='')]   # the preset
+    valid: Path | None = None                                 # token cache of held-out images, for --train.eval-every
+    tokenizer: str = ''                                       # folder or name of the cache's tokenizer, to look at samples at each evaluation
 
 
 @dataclass(frozen=True)
@@ -67,11 +77,13 @@ class TrainGenerator:
 
     def __call__(self):
         from maskbit.generator import train_generator
+        from maskbit.tokenizer import Tokenizer
         from maskbit.tokens import TokenCache
-        cache, c, out = TokenCache(self.run.tokens), self.run.config, self.run.out
+        cache, c, out, valid = TokenCache(self.run.tokens), self.run.config, self.run.out, self.run.valid and TokenCache(self.run.valid)
+        check(valid or not c.train.eval_every, 'There are no held-out tokens for --train.eval-every: give a token cache with --valid.')
         c = replace(c, model=replace(c.model, bits=cache.bits, side=cache.side, classes=len(cache.classes)))
-        train_generator(c, cache, out)
-        print(f'The generator is in {out}/model.')
+        train_generator(c, cache, out, valid=valid, tokenizer=self.run.tokenizer and Tokenizer.from_pretrained(self.run.tokenizer))
+        _say(f'The generator is in {out}/model.')
 
 # %% ../nbs/32_cli.ipynb #tokenize
 def _device():
@@ -238,6 +250,20 @@ class TrainBundled:
         from maskbit.bundled import train_bundled
         train_bundled(self.out)
 
+# %% ../nbs/32_cli.ipynb #launch
+@dataclass(frozen=True)
+class Launch:
+    """Train on several GPUs or machines: maskbit launch --gpus 8 -- train-tokenizer paper-12bit --out runs/t.
+
+    Asked to stop it saves within a step: exit code 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1."""
+    machines: tyro.conf.OmitArgPrefixes[Machines]          # the processes
+    command: tyro.conf.Positional[tuple[str, ...]]         # after --: train-tokenizer or train-generator and its options
+    dry_run: bool = False                                  # print the command, the arithmetic of the batch and the configuration
+
+    def __call__(self):
+        from maskbit.launch import launch_words
+        launch_words(self.command, self.machines, self.dry_run)
+
 # %% ../nbs/32_cli.ipynb #neighbours
 @dataclass(frozen=True)
 class FindNeighbours:
@@ -297,7 +323,7 @@ class Explore:
 
 # %% ../nbs/32_cli.ipynb #main
 COMMANDS = {'demo': Demo, 'train-tokenizer': TrainTokenizer, 'tokenize': Tokenize, 'train-generator': TrainGenerator, 'sample': Sample, 'evaluate': Evaluate, 'convert': Convert,
-            'neighbours': FindNeighbours, 'explore': Explore, 'roadmap': Roadmap, 'tables': Tables, 'train-bundled': TrainBundled}
+            'launch': Launch, 'neighbours': FindNeighbours, 'explore': Explore, 'roadmap': Roadmap, 'tables': Tables, 'train-bundled': TrainBundled}
 
 
 def main(args=None): # words of the command line
@@ -305,4 +331,6 @@ def main(args=None): # words of the command line
     try: tyro.extras.subcommand_cli_from_dict(COMMANDS, prog='maskbit', description='Masked image generation from bit tokens.', args=args)()
     except InputError as e: print(f'maskbit: {e}', file=sys.stderr); sys.exit(2)
     except OSError as e: print(f'maskbit: {e.filename or "A file"} could not be read or written: {e.strerror or e}.', file=sys.stderr); sys.exit(1)
-    except KeyboardInterrupt: print('\nStopped. The same command again continues a training from its last checkpoint.', file=sys.stderr); sys.exit(130)
+    except KeyboardInterrupt as e:
+        print('\nStopped. The same command again continues a training from its last checkpoint.', file=sys.stderr)
+        sys.exit(128 + getattr(e, 'signal', signal.SIGINT))

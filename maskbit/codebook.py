@@ -9,7 +9,6 @@ __all__ = ['distances', 'global_mean', 'assignment_entropies', 'check_tokens', '
 from typing import NamedTuple
 import torch
 import torch.distributed as dist
-import torch.distributed.nn
 from torch import nn
 from torch.nn import functional as F
 from .config import check
@@ -21,9 +20,18 @@ def distances(z,  # (T, D) latents
     return z.square().sum(1, keepdim=True) - 2 * z @ e.T + e.square().sum(1)
 
 # %% ../nbs/08_vector_quantizer.ipynb #entropies
+class _AllSum(torch.autograd.Function):
+    "The sum of a tensor over all processes; every process's loss depends on it, so the gradient is a sum as well."
+    @staticmethod
+    def forward(ctx, x): x = x.clone(); dist.all_reduce(x); return x
+
+    @staticmethod
+    def backward(ctx, gradient): gradient = gradient.clone(); dist.all_reduce(gradient); return gradient
+
+
 def global_mean(mean): # a tensor that is a mean over this process's tokens
     "The mean over the tokens of all processes, with gradients."
-    if dist.is_available() and dist.is_initialized(): mean = dist.nn.all_reduce(mean) / dist.get_world_size()
+    if dist.is_available() and dist.is_initialized(): mean = _AllSum.apply(mean) / dist.get_world_size()
     return mean
 
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Schedule', 'SAMPLING', 'STAGE1', 'STAGE2', 'InputError', 'check', 'TokenizerConfig', 'Stage1LossConfig',
            'DiscriminatorConfig', 'OptimConfig', 'TrainConfig', 'DataConfig', 'Stage1Config', 'SampleConfig',
-           'GeneratorConfig', 'Stage2LossConfig', 'Stage2Config', 'flat', 'diff', 'change', 'to_json', 'from_json',
-           'preset']
+           'GeneratorConfig', 'Stage2LossConfig', 'Stage2Config', 'Machines', 'flat', 'diff', 'change', 'to_json',
+           'from_json', 'preset']
 
 # %% ../nbs/00_config.ipynb #imports
 import dataclasses, json, math
@@ -133,10 +133,15 @@ class TrainConfig:
     log_every: int = 50               # steps between lines of the log
     save_every: int = 5_000           # steps between checkpoints
     keep: int = 2                     # newest checkpoints kept
+    max_skipped: int = 10             # steps in a row that may be skipped because a loss was not finite
+    eval_every: int = 0               # steps between evaluations on held-out samples, 0 for none; the best checkpoint is kept too
+    eval_size: int = 1_000            # held-out samples in an evaluation
+    monitor: tuple[Literal['tensorboard', 'wandb'], ...] = () # where the log goes besides log.jsonl
+    compile: bool = False             # compile the networks with torch.compile
 
     def __post_init__(self):
         _check_choices(self)
-        _at_least(self, steps=1, batch=1, microbatch=1, log_every=1, save_every=1, keep=1)
+        _at_least(self, steps=1, batch=1, microbatch=1, log_every=1, save_every=1, keep=1, max_skipped=0, eval_every=0, eval_size=1)
 
 # %% ../nbs/00_config.ipynb #data-config
 @dataclass(frozen=True)
@@ -147,6 +152,7 @@ class DataConfig:
     difficulty: float = 0.5      # of Shapes, 0 (plain) to 1 (any pose, strong texture)
     train_size: int = 50_000     # of Shapes, images in the training split
     flip: bool = True            # mirror half of the images
+    validation: str = ''         # folder of held-out images for train.eval_every; Shapes has its own
 
     def __post_init__(self):
         check(0 <= self.difficulty <= 1, f'difficulty is {self.difficulty}: choose 0 to 1.')
@@ -250,6 +256,20 @@ class Stage2Config:
     loss: Stage2LossConfig = Stage2LossConfig()
     optim: OptimConfig = OptimConfig(betas=(0.9, 0.96), weight_decay=0.045)
     train: TrainConfig = TrainConfig(batch=1024, microbatch=32)
+
+# %% ../nbs/00_config.ipynb #machines
+@dataclass(frozen=True)
+class Machines:
+    "The processes of a run."
+    gpus: int | None = None # of each machine, one process each; all there are if not given, 0 for the CPU
+    processes: int = 1      # of each machine, where there are no GPUs
+    nodes: int = 1          # machines
+    rendezvous: str = ''    # host:port on one of several machines, where they meet
+    restarts: int = 3       # times that all processes are started again after one has died
+
+    def __post_init__(self):
+        _at_least(self, processes=1, nodes=1, restarts=0)
+        check(self.gpus is None or self.gpus >= 0, f'gpus is {self.gpus}: choose 0 or more.')
 
 # %% ../nbs/00_config.ipynb #flat
 def flat(cfg, prefix=''):

@@ -10,6 +10,7 @@ __all__ = ['DISCRIMINATORS', 'GAN_LOSSES', 'PatchGAN', 'BlurPool', 'BlurDiscrimi
 import torch
 from torch import nn
 from torch.nn import functional as F
+from .codebook import global_mean
 from .config import DiscriminatorConfig
 from .taming import group_norm
 
@@ -88,10 +89,10 @@ class LeCam(nn.Module):
         self.register_buffer('real', torch.zeros(())); self.register_buffer('fake', torch.zeros(()))
 
     def forward(self, real, fake): # logits
-        "The penalty, a scalar; moves the averages."
-        real, fake = real.float().mean(), fake.float().mean()
-        with torch.no_grad():
-            pair = torch.stack([real, fake])
-            if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.all_reduce(pair); pair /= torch.distributed.get_world_size()
-            self.real.lerp_(pair[0], 1 - self.decay); self.fake.lerp_(pair[1], 1 - self.decay)
-        return F.relu(real - self.fake).square() + F.relu(self.real - fake).square()
+        "The penalty, and the two means over all processes, all scalars."
+        real, fake = global_mean(torch.stack([real.float().mean(), fake.float().mean()]))
+        return F.relu(real - self.fake).square() + F.relu(self.real - fake).square(), real, fake
+
+    def move(self, real, fake): # their means over a batch
+        "Move the averages."
+        self.real.lerp_(real, 1 - self.decay); self.fake.lerp_(fake, 1 - self.decay)

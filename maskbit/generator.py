@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from .config import GeneratorConfig, Stage2Config, change, check
 from .counters import uniform
 from .masking import draw_mask, group_bits, split_groups
-from .storage import Pretrained
+from .sampling import sample
+from .storage import Pretrained, fingerprint
 from .training import Part, Stage, fit
 
 # %% ../nbs/22_maskbit.ipynb #block
@@ -109,8 +110,9 @@ class GeneratorStage(Stage):
     "Stage II (Sec. 3.2, App. B.2): a masked transformer, MaskBit's or the baseline."
     average = 'generator'
 
-    def __init__(self, config: Stage2Config, device):
+    def __init__(self, config: Stage2Config, device, tokenizer=None): # the last to look at samples during training
         super().__init__(config)
+        self.tokenizer = tokenizer and tokenizer.to(device)
         self.parts['generator'] = Part(make_generator(config.model).to(device), config.optim, config.train.steps)
 
     def hidden(self, step, device):
@@ -130,17 +132,35 @@ class GeneratorStage(Stage):
         right = ((logits.argmax(-1) == groups) & mask).sum() / len(n) / hidden
         return loss, {'loss': loss, 'accuracy': right}
 
-    def export(self, model, run): model.save_pretrained(run/'model', about={'training': asdict(self.config)})
+    def export(self, model, folder): model.save_pretrained(folder, about={'training': asdict(self.config)})
+
+    def evaluate(self, model, batches, gather):
+        "Cross-entropy, in nats, and accuracy over the hidden groups, each sample masked the same way every time."
+        sums, c = [], self.config.model
+        for b in batches:
+            groups, mask = split_groups(b['indices'], c.bits, c.groups), draw_mask('evaluate', b['n'], c.positions, c.groups, self.config.loss.schedule)
+            logp = model(groups, mask, b['labels']).float().log_softmax(-1)
+            each = logp.gather(-1, groups[..., None])[..., 0]                      # (B, n, N)
+            sums.append(torch.stack([-(each * mask).sum(), ((logp.argmax(-1) == groups) & mask).sum(), mask.sum()]).double().cpu())
+        loss, right, hidden = torch.stack(gather(sums)).sum(0).tolist()
+        return {'loss': loss / hidden, 'accuracy': right / hidden}
+
+    def pictures(self, model, batch): # one for each label of the batch
+        if self.tokenizer: return sample(model, self.tokenizer, batch['labels'])
 
 # %% ../nbs/22_maskbit.ipynb #train
 def train_generator(config: Stage2Config, # everything about the run
                     cache,                # a `TokenCache`
                     run,                  # folder of the run; an unfinished one is continued
+                    valid=None,           # a `TokenCache` of held-out images, for `train.eval_every`
+                    tokenizer=None,       # the `Tokenizer` of the cache, to look at samples during training
                     **kwargs):            # workers, quiet: as for `fit`
     "Stage II from start to end; returns the averaged generator, also saved as `run/model`."
     c = config.model
     check((c.bits, c.side) == (cache.bits, cache.side),
           f'The tokens are {cache.side} x {cache.side} of {cache.bits} bits and the generator wants {c.side} x {c.side} of {c.bits}: set model.bits={cache.bits} and model.side={cache.side}.')
     check(c.classes == len(cache.classes), f'The tokens have {len(cache.classes)} classes and the generator {c.classes}: set model.classes={len(cache.classes)}.')
+    check(not valid or valid.tokenizer == cache.tokenizer, 'The held-out tokens are those of another tokenizer: make both caches with the same one.')
+    check(not tokenizer or fingerprint(tokenizer) == cache.tokenizer, 'The tokens are those of another tokenizer than the one to look at samples with: give the one that made them.')
     config = change(config, {'model.tokenizer': cache.tokenizer})
-    return fit(lambda device: GeneratorStage(config, device), cache, run, config, title='generator', **kwargs)
+    return fit(lambda device: GeneratorStage(config, device, tokenizer), cache, run, config, title='generator', valid=valid, **kwargs)

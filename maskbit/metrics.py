@@ -95,15 +95,17 @@ def agreement(images,  # (B, 3, H, W) in [0, 1]
 @torch.no_grad()
 def evaluate_tokenizer(tok,            # a `Tokenizer`
                        batches,        # of images (B, 3, H, W) in [0, 1]
-                       inception=''):  # as for `feature_networks`
+                       inception='',   # as for `feature_networks`
+                       gather=list):   # puts together lists of what several processes measured, each on its own batches
     "Means over images of the reconstruction metrics, use of the codes, and Fréchet distances between images and reconstructions."
     networks = feature_networks(inception)
     sums, indices, seen = Counter(), [], {name: ([], []) for name in networks}
     for images in batches:
-        indices.append(tok.encode(images)); back = tok.decode(indices[-1])
+        codes = tok.encode(images); back = tok.decode(codes); indices.append(codes.cpu())
         for k, v in reconstruction_metrics(images, back).items(): sums[k] += v * len(images)
         for name, features in networks.items():
             for kept, x in zip(seen[name], (images, back)): kept.append(features(x).cpu())
-    n = sum(len(i) for i in indices)
-    codes = torch.cat([i.flatten() for i in indices])
-    return {k: v / n for k, v in sums.items()} | code_metrics(codes, tok.config.bits) | {name: _frechet(*map(torch.cat, pair)) for name, pair in seen.items()} | {'images': n}
+    every = gather([(sums, torch.cat(indices), {name: [torch.cat(kept) for kept in pair] for name, pair in seen.items()})])
+    codes = torch.cat([i for _, i, _ in every])
+    distances = {name: _frechet(*(torch.cat([f[name][k] for _, _, f in every]) for k in range(2))) for name in networks}
+    return {k: sum(s[k] for s, _, _ in every) / len(codes) for k in sums} | code_metrics(codes, tok.config.bits) | distances | {'images': len(codes)}

@@ -11,7 +11,9 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 from .config import Stage1Config
+from .codebook import global_mean
 from .discriminator import DISCRIMINATORS, GAN_LOSSES, LeCam
+from .metrics import evaluate_tokenizer
 from .perceptual import PerceptualLoss
 from .tokenizer import Tokenizer
 from .training import Part, Stage, fit, unwrap
@@ -31,7 +33,7 @@ class TokenizerStage(Stage):
         self.perceptual = PerceptualLoss(config.loss.perceptual, config.loss.perceptual_file).to(device)
         self.parts['tokenizer'] = Part(Tokenizer(config.model).to(device), config.optim, config.train.steps)
         if config.loss.gan_start < config.train.steps:
-            self.parts['discriminator'] = Part(DISCRIMINATORS[config.discriminator.kind](config.discriminator).to(device), config.optim, config.train.steps)
+            self.parts['discriminator'] = Part(DISCRIMINATORS[config.discriminator.kind](config.discriminator).to(device), config.optim, config.train.steps, config.loss.gan_start)
             self.extra.lecam = LeCam(config.loss.lecam_decay).to(device)
 
     def active(self, name, step): return name == 'tokenizer' or step >= self.config.loss.gan_start
@@ -39,14 +41,24 @@ class TokenizerStage(Stage):
     def loss(self, name, batch, step):
         return (self.tokenizer_loss if name == 'tokenizer' else self.discriminator_loss)(batch, step)
 
-    def export(self, model, run): model.save_pretrained(run/'model', about={'training': asdict(self.config)})
+    def end_step(self, logs):
+        if 'lecam' in logs: self.extra.lecam.move(logs['real_logits'], logs['fake_logits'])
+
+    def export(self, model, folder): model.save_pretrained(folder, about={'training': asdict(self.config)})
+
+    def evaluate(self, model, batches, gather):
+        metrics = evaluate_tokenizer(model, (b['images'] for b in batches), gather=gather)
+        score = 'fid' if 'fid' in metrics else 'frechet_shapes'
+        return {score: metrics.pop(score)} | metrics
+
+    def pictures(self, model, batch): return torch.cat([batch['images'], model(batch['images']).images])      # each above its reconstruction
 
 # %% ../nbs/19_train_tokenizer.ipynb #adaptive
 def adaptive_weight(reconstruction, # loss, a scalar with gradient
                     adversarial,    # the same
                     last):          # weight of the decoder's last layer
-    "Ratio of the two losses' gradient norms at the last layer, at most 10^4, without gradient (Esser et al., 2021)."
-    a, b = (torch.autograd.grad(l, last, retain_graph=True)[0].float().norm() for l in (reconstruction, adversarial))
+    "Ratio of the norms of the two losses' gradients at the last layer, over all processes, at most 10^4, without gradient (Esser et al., 2021)."
+    a, b = (global_mean(torch.autograd.grad(l, last, retain_graph=True)[0].float()).norm() for l in (reconstruction, adversarial))
     return (a / (b + 1e-4)).clamp(max=1e4).detach()
 
 # %% ../nbs/19_train_tokenizer.ipynb #tokenizer-loss
@@ -62,7 +74,7 @@ def tokenizer_loss(self: TokenizerStage, batch, step):
     total = pixels + cfg.commitment * terms['commitment'] + terms.get('codebook', 0)
     if cfg.entropy: total = total + entropy_weight(cfg, step) * (terms['token_entropy'] - terms['mean_entropy'])
     if self.active('discriminator', step):
-        judge = self.parts['discriminator'].model.requires_grad_(False)
+        judge = unwrap(self.parts['discriminator'].model).requires_grad_(False)      # not wrapped: nothing of it is to be averaged here
         terms['generator'] = GAN_LOSSES[cfg.gan_loss][1](judge(fakes).float())
         adapt = adaptive_weight(pixels, terms['generator'], unwrap(tokenizer).decoder.conv_out.weight) if cfg.gan_adaptive else 1.0
         total = total + cfg.gan * adapt * terms['generator']
@@ -74,13 +86,13 @@ def discriminator_loss(self: TokenizerStage, batch, step):
     "The discriminator's loss on real and reconstructed pictures, with LeCam."
     cfg, judge = self.config.loss, self.parts['discriminator'].model.requires_grad_(True)
     real, fake = judge(torch.cat([batch['images'], batch['reconstruction'].to(batch['images'].dtype)])).float().chunk(2)
-    lecam, loss = self.extra.lecam(real, fake), GAN_LOSSES[cfg.gan_loss][0](real, fake)
-    return loss + cfg.lecam * lecam, dict(discriminator=loss, lecam=lecam, real_logits=real.mean(), fake_logits=fake.mean())
+    loss, (lecam, real, fake) = GAN_LOSSES[cfg.gan_loss][0](real, fake), self.extra.lecam(real, fake)
+    return loss + cfg.lecam * lecam, dict(discriminator=loss, lecam=lecam, real_logits=real, fake_logits=fake)
 
 # %% ../nbs/19_train_tokenizer.ipynb #train
 def train_tokenizer(config: Stage1Config, # everything about the run
                     data,                 # a data set with `fetch`
                     run,                  # folder of the run; an unfinished one is continued
-                    **kwargs):            # workers, quiet: as for `fit`
+                    **kwargs):            # workers, quiet, valid: as for `fit`
     "Stage I from start to end; returns the averaged tokenizer, also saved as `run/model`."
     return fit(lambda device: TokenizerStage(config, device), data, run, config, title='tokenizer', **kwargs)

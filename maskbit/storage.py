@@ -204,13 +204,15 @@ def save_checkpoint(run,      # folder of the run
                     step,     # steps done
                     tensors,  # {name: tensor}
                     scalars,  # anything JSON can hold
-                    keep=2):  # newest checkpoints kept
-    "Write `run/checkpoints/step-N`, then remove all but the newest `keep`."
+                    keep=2,   # newest checkpoints kept
+                    best=None): # step of one more that is kept
+    "Write `run/checkpoints/step-N`, then remove all but the newest `keep` and the best."
     root = Path(run)/'checkpoints'
     with atomic_folder(root/f'step-{step:08d}') as tmp:
         save_file({k: v.contiguous() for k, v in tensors.items()}, tmp/'tensors.safetensors')
         (tmp/'scalars.json').write_text(json.dumps(scalars))
-    for old in sorted(root.glob('step-' + '[0-9]' * 8))[:-keep]: shutil.rmtree(old)
+    for old in sorted(root.glob('step-' + '[0-9]' * 8))[:-keep]:
+        if best is None or old.name != f'step-{best:08d}': shutil.rmtree(old)
 
 
 def latest_checkpoint(run,         # folder of the run

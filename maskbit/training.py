@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['lr_factor', 'Part', 'moving_average', 'split_batch', 'micro_batches', 'Ordered', 'batches', 'Stage', 'compute_dtype',
-           'run_state', 'unwrap', 'restore', 'open_run', 'Log', 'read_log', 'StopSignal', 'train_step', 'fit', 'report',
-           'save_run']
+           'run_state', 'unwrap', 'restore', 'train_step', 'resume', 'join', 'fit', 'report', 'save_run']
 
 # %% ../nbs/05_training.ipynb #imports
-import contextlib, json, math, os, signal, threading, time
+import contextlib, math, os, signal
 from pathlib import Path
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
-from safetensors import SafetensorError
-from .config import InputError, check, diff, from_json, to_json, OptimConfig, TrainConfig
+from .config import check, OptimConfig, TrainConfig
 from .counters import Order, seed_of
+from .monitor import Log, check_monitor, evaluate, read_log, to_device
+from .runs import SIGNALS, Stopped, StopSignal, last_good, lock_run, on_disk, open_run
 from .storage import latest_checkpoint, save_checkpoint
 
 # %% ../nbs/05_training.ipynb #schedule
@@ -29,18 +29,28 @@ def lr_factor(step, steps, warmup, final): # all but `final` in steps; 1 is a co
 
 class Part:
     "One trained network: its optimizer and its schedule."
-    def __init__(self, model, optim: OptimConfig, steps: int):
-        self.model, self.clip = model, optim.clip or math.inf
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: lr_factor(s, steps, optim.warmup, optim.final_lr if optim.schedule == 'cosine' else 1.0))
+    def __init__(self, model, optim: OptimConfig, steps: int, start=0): # steps of the run, and the first at which this part is trained
+        self.model, self.optim, self.clip, self.steps, self.start = model, optim, optim.clip or math.inf, steps, start
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True)
+
+    def rate(self, step):
+        "The learning rate at a step of the run."
+        final = self.optim.final_lr if self.optim.schedule == 'cosine' else 1.0
+        return self.optim.lr * lr_factor(max(0, step - self.start), self.steps - self.start, self.optim.warmup, final)
+
+    def update(self, step, bad): # a boolean scalar tensor: if true, nothing moves
+        for group in self.optimizer.param_groups: group['lr'] = self.rate(step)
+        self.optimizer.found_inf = bad.float()
+        self.optimizer.step(); self.optimizer.zero_grad(set_to_none=True)
 
 # %% ../nbs/05_training.ipynb #ema
 def moving_average(model, decay):
-    "An exponential moving average of `model`, as torch's `AveragedModel`; its counter stays on the CPU, so an update never waits for the device."
-    def update(averaged, current, n):
+    "An exponential moving average of `model`, as torch's `AveragedModel`, that stands still while its `bad` is true; nothing in it waits for the device."
+    def update(averaged, current, n):               # n stays on the CPU, `bad` on the device
         d = min(decay, (1 + int(n)) / (10 + int(n)))
-        torch._foreach_lerp_(averaged, current, 1 - d)
+        torch._foreach_lerp_(averaged, current, [torch.where(ema.bad, 0.0, 1 - d)] * len(averaged))
     ema = AveragedModel(model, multi_avg_fn=update, use_buffers=False)
+    ema.bad = torch.tensor(False)
     return ema.requires_grad_(False).eval()
 
 # %% ../nbs/05_training.ipynb #split-batch
@@ -72,10 +82,18 @@ class Ordered:
         return batch | {'n': torch.tensor(numbers)}
 
 
+def _deaf(worker):
+    "A queue signals every process it finds; when to stop is for the trainer to say."
+    for s in SIGNALS: signal.signal(s, signal.SIG_IGN)
+
+
+def _as_it_is(batch): return batch
+
+
 def batches(data, train: TrainConfig, start=0, rank=0, world=1, workers=0):
     "Batches of one run from step `start` on; the same with any number of workers."
-    return iter(DataLoader(Ordered(data, train.seed), batch_sampler=micro_batches(train, start, rank, world), collate_fn=lambda b: b,
-                           num_workers=workers, pin_memory=torch.cuda.is_available(), persistent_workers=False))
+    return iter(DataLoader(Ordered(data, train.seed), batch_sampler=micro_batches(train, start, rank, world), collate_fn=_as_it_is, num_workers=workers,
+                           pin_memory=torch.cuda.is_available(), persistent_workers=False, worker_init_fn=_deaf))
 
 # %% ../nbs/05_training.ipynb #stage
 class Stage:
@@ -89,7 +107,13 @@ class Stage:
 
     def loss(self, name, batch, step): raise NotImplementedError           # -> scalar to minimise, {name: scalar to log}
 
-    def export(self, model, run): pass                                     # write the averaged model as a usable folder
+    def end_step(self, logs): pass                                         # once a step, with the mean terms of all slices
+
+    def export(self, model, folder): pass                                  # write the averaged model as a usable folder
+
+    def evaluate(self, model, batches, gather): return {}                  # -> {metric: number}; the first is the score, lower is better
+
+    def pictures(self, model, batch): return None                          # -> images (B, 3, H, W) that show what it can do, or None
 
 # %% ../nbs/05_training.ipynb #precision
 def compute_dtype(precision): # float32, bfloat16 or auto
@@ -105,104 +129,73 @@ def _optimizer_tensors(optimizer):
 
 
 def run_state(stage, ema):
-    "All tensors and scalars of a run, ready to be stored."
+    "All tensors of a run, ready to be stored."
     tensors = {f'extra.{k}': v for k, v in stage.extra.state_dict().items()}
     tensors |= {f'ema.{k}': v for k, v in ema.state_dict().items()}
     for name, p in stage.parts.items():
         tensors |= {f'{name}.model.{k}': v for k, v in unwrap(p.model).state_dict().items()}
         tensors |= {f'{name}.optimizer.{k}': v for k, v in _optimizer_tensors(p.optimizer).items()}
-    return tensors, {name: {'steps': p.schedule.last_epoch, 'groups': p.optimizer.state_dict()['param_groups']} for name, p in stage.parts.items()}
+    return tensors
 
 
 def unwrap(model):
-    "The module inside a DistributedDataParallel or compiled one."
-    model = getattr(model, 'module', model)
-    return getattr(model, '_orig_mod', model)
+    "The module inside a DistributedDataParallel."
+    return getattr(model, 'module', model)
 
 # %% ../nbs/05_training.ipynb #restore
-def restore(stage, ema, tensors, scalars):
+def restore(stage, ema, tensors):
     "Put a stored state back; the inverse of `run_state`."
     def under(prefix): return {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
     stage.extra.load_state_dict(under('extra.')); ema.load_state_dict(under('ema.'))
     for name, p in stage.parts.items():
         unwrap(p.model).load_state_dict(under(f'{name}.model.'))
-        flat, state = under(f'{name}.optimizer.'), p.optimizer.state_dict()
-        state['state'], state['param_groups'] = {}, scalars[name]['groups']
-        for k, v in flat.items():
+        state = {'state': {}, 'param_groups': p.optimizer.state_dict()['param_groups']}
+        for k, v in under(f'{name}.optimizer.').items():
             i, key = k.split('.'); state['state'].setdefault(int(i), {})[key] = v
         p.optimizer.load_state_dict(state)
-        p.schedule.last_epoch = scalars[name]['steps']
-
-# %% ../nbs/05_training.ipynb #open-run
-_FREE = {'train.log_every', 'train.save_every', 'train.keep', 'data.workers'}   # may change between start and resume
-
-
-def open_run(run, config):
-    "Make or re-open the folder of a run; raises `InputError` if it cannot be written or holds a different run."
-    run = Path(run)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        probe = run/'.writable'; probe.write_text('yes'); probe.unlink()
-    except OSError as e: raise InputError(f'Cannot write to {run} ({e.strerror}): choose another output folder.') from None
-    path = run/'config.json'
-    if path.exists():
-        try: changed = set(diff(from_json(type(config), path.read_bytes()), config)) - _FREE
-        except InputError as e: raise InputError(f'{run} cannot be continued. {e}') from None
-        check(not changed, f'{run} holds a run with another {", ".join(sorted(changed))}: choose another folder, or the same settings to continue it.')
-    else: path.write_text(to_json(config))
-    return run
-
-# %% ../nbs/05_training.ipynb #log
-class Log:
-    "The log of a run, `log.jsonl`: appended to, and cut back to the step a run continues from."
-    def __init__(self, run, start):
-        self.path, rows = Path(run)/'log.jsonl', [r for r in read_log(run) if r['step'] <= start]
-        self.path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
-        self.start = time.time() - (rows[-1]['seconds'] if rows else 0)
-
-    def write(self, step, terms):
-        row = {'step': step, 'seconds': round(time.time() - self.start, 2)} | terms
-        with self.path.open('a') as f: f.write(json.dumps(row) + '\n')
-
-
-def read_log(run):
-    "The rows of a run's log as dictionaries: the step, the seconds trained so far, and the terms."
-    path = Path(run)/'log.jsonl'
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(l) for l in lines if l.endswith('\n')]      # a killed write leaves half a line
-
-# %% ../nbs/05_training.ipynb #stop
-class StopSignal:
-    "Within this context SIGINT and SIGTERM set `stop`; a second one interrupts at once."
-    def __enter__(self):
-        self.stop, self.old = None, {}
-        if threading.current_thread() is threading.main_thread():
-            for s in (signal.SIGINT, signal.SIGTERM): self.old[s] = signal.signal(s, self.on)
-        return self
-
-    def on(self, number, frame):
-        if self.stop: raise KeyboardInterrupt
-        self.stop = number
-
-    def __exit__(self, *_):
-        for s, h in self.old.items(): signal.signal(s, h)
+        for weight, moments in p.optimizer.state.items():       # the fused kernel wants them laid out in memory as the weight is
+            moments |= {k: torch.empty_like(weight).copy_(v) for k, v in moments.items() if v.shape == weight.shape and k != 'step'}
 
 # %% ../nbs/05_training.ipynb #train-step
 def train_step(accelerator, stage, ema, micros, step, train):
-    "Update every active part once, then the moving average; returns the terms to log as tensors."
+    "Update every active part once, then the moving average, or nothing if a loss or gradient is not finite; returns the terms to log, and whether it was nothing, as tensors."
     torch.manual_seed(seed_of(train.seed, 'dropout', step, accelerator.process_index))
-    logs, dtype = {}, compute_dtype(train.precision)
-    for name, part in stage.parts.items():
-        if not stage.active(name, step): continue
+    logs, dtype, active = {}, compute_dtype(train.precision), {k: p for k, p in stage.parts.items() if stage.active(k, step)}
+    buffers = [b for m in (*(unwrap(p.model) for p in active.values()), stage.extra) for b in m.buffers()]
+    before = [b.clone() for b in buffers]
+    for name, part in active.items():
         for i, micro in enumerate(micros):
             with accelerator.no_sync(part.model) if i < len(micros) - 1 else contextlib.nullcontext():
                 with torch.autocast(accelerator.device.type, dtype, enabled=dtype is torch.bfloat16): loss, terms = stage.loss(name, micro, step)
-                accelerator.backward(loss / len(micros))
+                accelerator.backward(loss * torch.where(loss.detach().isfinite(), 1 / len(micros), torch.nan))
             for k, v in terms.items(): logs[k] = logs.get(k, 0) + v.detach() / len(micros)
         logs[f'{name}/grad_norm'] = accelerator.clip_grad_norm_(part.model.parameters(), part.clip)
-        part.optimizer.step(); part.schedule.step(); part.optimizer.zero_grad(set_to_none=True)
+    stage.end_step(logs)
+    ema.bad = bad = ~torch.stack([logs[f'{k}/grad_norm'] for k in active]).isfinite().all()
+    for part in active.values(): part.update(step, bad)
     ema.update_parameters(unwrap(stage.parts[stage.average].model))
-    return logs
+    for b, old in zip(buffers, before): b.copy_(torch.where(bad, old, b))
+    return logs, bad
+
+# %% ../nbs/05_training.ipynb #resume
+def resume(stage, run, config, device):
+    "Put the newest checkpoint back if there is one; returns the moving average, the steps done, and what a run remembers beside its tensors."
+    for p in stage.parts.values():
+        if device.type == 'cuda': p.model.to(memory_format=torch.channels_last)
+    ema, memo = moving_average(stage.parts[stage.average].model, config.optim.ema), {'skipped': 0, 'best': None, 'best_step': None}
+    if not (found := latest_checkpoint(run)): return ema, 0, memo
+    start, tensors, scalars = found
+    restore(stage, ema, tensors)
+    return ema, start, memo | {k: v for k, v in scalars.items() if k in memo}
+
+
+def join(accelerator, stage, start, compile, run):
+    "Compile the networks and wrap them for several processes, which must all be at the same step."
+    starts = set(accelerator.gather(torch.tensor([start], device=accelerator.device)).tolist())
+    check(len(starts) == 1, f'The processes found different checkpoints in {run} (steps {sorted(starts)}): put it on a disk that all machines share.')
+    for p in stage.parts.values():
+        if compile: p.model.compile()
+        p.model = accelerator.prepare_model(p.model)
 
 # %% ../nbs/05_training.ipynb #fit
 def fit(make_stage,     # function of a device that returns the `Stage`
@@ -211,64 +204,66 @@ def fit(make_stage,     # function of a device that returns the `Stage`
         config,         # of the stage; has `train` and `optim`
         workers=0,      # loader processes
         title='',       # of the progress bar
-        quiet=False):   # no progress bar
-    "Train to the last step and return the averaged model in evaluation mode; on Ctrl-C, save and raise KeyboardInterrupt."
+        quiet=False,    # no progress bar
+        valid=None):    # held-out data with `fetch`, for `train.eval_every`
+    "Train to the last step and return the averaged model in evaluation mode; on Ctrl-C, SIGTERM or SIGUSR1, save and raise `Stopped`."
     from accelerate import Accelerator
     from tqdm.auto import tqdm
-    train, accelerator = config.train, Accelerator(mixed_precision='no')
+    run, train = Path(run), config.train
+    accelerator = Accelerator(mixed_precision='no', cpu='LOCAL_RANK' in os.environ and not torch.cuda.is_available())    # several processes without GPUs: gloo
+    main, rank, world, device, bads = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes, accelerator.device, []
+    slices = split_batch(train.batch, train.microbatch, world)[1]
+    check_monitor(train, valid, world)
     torch.manual_seed(seed_of(train.seed, 'weights'))
-    stage = make_stage(accelerator.device)                  # whatever is missing is missed here, before the run's folder is made
-    run = open_run(run, config)
-    ema = moving_average(stage.parts[stage.average].model, config.optim.ema)
-    found, start = latest_checkpoint(run), 0
-    if found: start, tensors, scalars = found; restore(stage, ema, tensors, scalars)
-    for p in stage.parts.values(): p.model = accelerator.prepare_model(p.model)
-    slices = split_batch(train.batch, train.microbatch, accelerator.num_processes)[1]
-    loader = batches(data, train, start, accelerator.process_index, accelerator.num_processes, workers)
-    log = Log(run, start) if accelerator.is_main_process else None
-    bar = tqdm(total=train.steps, initial=start, desc=title, unit='step', disable=quiet or not accelerator.is_main_process, dynamic_ncols=True)
-    first_bad = torch.zeros((), dtype=torch.long, device=accelerator.device)    # the first step with a term that is not finite; stays on the device
-    if start < train.steps:
-        with StopSignal() as signals, bar:
-            for step in range(start + 1, train.steps + 1):
-                micros = [{k: v.to(accelerator.device, non_blocking=True) for k, v in next(loader).items()} for _ in range(slices)]
-                logs = train_step(accelerator, stage, ema, micros, step - 1, train)
-                first_bad = torch.where((first_bad > 0) | torch.stack([v.detach() for v in logs.values()]).isfinite().all(), first_bad, step)
-                last = step == train.steps or signals.stop
-                if step % train.log_every == 0 or step % train.save_every == 0 or last: report(step, logs, int(first_bad), log, bar, run)
-                if accelerator.is_main_process and (step % train.save_every == 0 or last): save_run(run, step, stage, ema, train.keep)
-                bar.update()
-                if signals.stop: raise KeyboardInterrupt
-    elif accelerator.is_main_process: stage.export(ema.module, run)
+    stage = make_stage(device)                              # whatever is missing is missed here, before the run's folder is made
+    with contextlib.ExitStack() as held:
+        with accelerator.main_process_first():
+            if main: open_run(run, config); held.enter_context(lock_run(run))
+            ema, start, memo = resume(stage, run, config, device)
+        join(accelerator, stage, start, train.compile, run)
+        if main and start == train.steps: stage.export(ema.module, run/'model')
+        loader = batches(data, train, start, rank, world, workers)
+        log = Log(run, start, config) if main else None
+        bar = held.enter_context(tqdm(total=train.steps, initial=start, desc=title, unit='step', disable=quiet or not main, dynamic_ncols=True))
+        signals = held.enter_context(StopSignal())
+        for step in range(start + 1, train.steps + 1):
+            micros = [to_device(next(loader), device) for _ in range(slices)]
+            logs, bad = train_step(accelerator, stage, ema, micros, step - 1, train)
+            bads.append(bad)
+            stop = signals.agreed()
+            looks = train.eval_every and (step % train.eval_every == 0 or step == train.steps)
+            saves = step % train.save_every == 0 or step == train.steps or stop or looks
+            if step % train.log_every == 0 or saves:
+                row = report(accelerator, step, logs, bads, memo, data, run, train)
+                if looks: row |= evaluate(accelerator, stage, ema.module, valid, step, train, memo, log)
+                bar.set_postfix({k: f'{row[k]:.3g}' for k in list(logs)[:3] if k in row})
+                with on_disk(run): log and log.write(step, row)
+            if saves and main: save_run(run, step, stage, ema, train.keep, memo); log.clock(step)
+            bar.update()
+            if stop and step < train.steps: raise Stopped(stop)
     return ema.module.eval()
 
 # %% ../nbs/05_training.ipynb #report
-def _last_good(run):
-    good = sorted(p.name for p in (Path(run)/'checkpoints').glob('step-' + '[0-9]' * 8))
-    return f'the last good checkpoint is {good[-1]}' if good else 'there is no checkpoint yet'
+def report(accelerator, step, logs, bads, memo, data, run, train):
+    "Fetch the terms of a step, as means over the processes, and name the steps skipped since the last report; raises `InputError` after too many in a row."
+    values = accelerator.reduce(torch.stack([v.float() for v in logs.values()]), 'mean').tolist()
+    row, flags, order = dict(zip(logs, values)), torch.stack(bads).tolist(), Order(len(data), train.seed)
+    bads.clear()
+    skipped, most = {}, 0
+    for s, bad in enumerate(flags, step - len(flags) + 1):
+        memo['skipped'] = memo['skipped'] + 1 if bad else 0
+        most = max(most, memo['skipped'])
+        if bad: skipped[s] = [order[n] for n in range((s - 1) * train.batch, s * train.batch)]
+    for s, samples in skipped.items():
+        more = ', ...' if len(samples) > 8 else ''
+        accelerator.print(f'Step {s} was skipped, its loss or gradient is not finite: samples {(s - 1) * train.batch} to {s * train.batch - 1} of the run, numbers {", ".join(map(str, samples[:8]))}{more} of the data.')
+    check(most <= train.max_skipped, f'Training stopped at step {step}: {most} steps in a row had a loss or gradient that is not finite ({", ".join(f"{k} {v:.3g}" for k, v in row.items())}); {last_good(run)}: try a lower learning rate.')
+    return {k: v for k, v in row.items() if math.isfinite(v)} | ({'skipped': skipped} if skipped else {})
 
-
-@contextlib.contextmanager
-def _on_disk(run):
-    "A failed write becomes an `InputError`."
-    try: yield
-    except (OSError, SafetensorError) as e:
-        raise InputError(f'{run} could not be written ({e}); {_last_good(run)}: free some space and run the same command again to continue.') from None
-
-
-def report(step, logs, first_bad, log, bar, run):
-    "Fetch the logged terms from the device, stop the run if one was not finite, else write them down."
-    row = {k: float(v) for k, v in logs.items()}
-    if first_bad:
-        terms = ', '.join(f'{k} {v:.3g}' for k, v in row.items())
-        raise InputError(f'Training stopped: since step {first_bad} a loss is not finite (at step {step}: {terms}); {_last_good(run)}: try a lower learning rate.')
-    with _on_disk(run):
-        if log: log.write(step, row)
-    bar.set_postfix({k: f'{v:.3g}' for k, v in list(row.items())[:3]})
-
-
-def save_run(run, step, stage, ema, keep):
-    "Write the usable model, then a checkpoint."
-    with _on_disk(run):
-        stage.export(ema.module, run)
-        save_checkpoint(run, step, *run_state(stage, ema), keep)
+# %% ../nbs/05_training.ipynb #save-run
+def save_run(run, step, stage, ema, keep, memo):
+    "Write the usable model, also as the best one if it is, then a checkpoint."
+    with on_disk(run):
+        stage.export(ema.module, run/'model')
+        if memo['best_step'] == step: stage.export(ema.module, run/'best')
+        save_checkpoint(run, step, run_state(stage, ema), memo, keep, memo['best_step'])

@@ -31,18 +31,17 @@ def test_no_sub_folders_means_one_class(photos, tmp_path):
     assert TokenCache(tmp_path/'tokens').classes == ['left']
 
 
-@pytest.mark.parametrize('kill', [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_run_continues_to_the_same_weights(tmp_path, kill):
+def test_a_stopped_run_continues_to_the_same_weights(tmp_path):
     def command(out): return [sys.executable, '-m', 'maskbit', 'train-tokenizer', 'tiny', '--out', str(out), *SMALL, '--train.steps', '40', '--loss.gan_start', '10']
     env = os.environ | {'OMP_NUM_THREADS': '1'}
     subprocess.run(command(tmp_path/'whole'), check=True, env=env, capture_output=True)
     run = subprocess.Popen(command(tmp_path/'stopped'), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.time() + 120
     while len(list((tmp_path/'stopped').glob('checkpoints/*'))) < 2 and time.time() < deadline: time.sleep(0.02)
-    run.send_signal(kill)
+    run.send_signal(signal.SIGINT)
     said, _ = run.communicate(timeout=60)
     assert not (tmp_path/'stopped'/'checkpoints'/'step-00000040').exists(), 'stopped too late to be a test'
-    assert kill is signal.SIGKILL or 'continues a training from its last checkpoint' in said
+    assert run.returncode == 130 and 'continues a training from its last checkpoint' in said
     subprocess.run(command(tmp_path/'stopped'), check=True, env=env, capture_output=True)
     assert same(tmp_path/'whole', tmp_path/'stopped')
 

@@ -1,0 +1,202 @@
+"What a training survives, and what it refuses. `pytest tests/test_faults.py --record nbs/results/faults` writes down what happened."
+import os, random, signal, subprocess, sys, time
+import pytest, torch
+from conftest import SMALL
+from children import CONFIG, CONTEXT, differing, losses, start, state, together, train
+from maskbit.cli import main
+from maskbit.config import InputError, Stage2Config, change, from_json
+from maskbit.monitor import read_log
+from maskbit.storage import damage, latest_checkpoint
+
+
+@pytest.mark.parametrize('kind', CONFIG)
+def test_kill_9_at_twenty_moments(kind, cache, tmp_path, fault):
+    config, rng, kills, inside, begun = CONFIG[kind], random.Random(0), 20, 0, time.time()
+    whole = start(kind, tmp_path/'whole', config, cache); whole.join(); assert whole.exitcode == 0
+    for k in range(kills):
+        get, tell = CONTEXT.Pipe(duplex=False)
+        p = start(kind, tmp_path/'killed', config, cache, workers=2 * (k % 4 // 2), tell=tell, slow=0.015)
+        tell.close()
+        event, count = ('fsync', rng.choice([1, 2, 3, 4, 6, 7, 8, 9])) if k % 2 else ('step', rng.randint(1, 5))
+        while count: count -= get.recv() == event
+        time.sleep(rng.uniform(0, 0.01)); p.kill(); p.join()
+        assert p.exitcode == -signal.SIGKILL, 'it had finished: killed too late to be a test'
+        inside += bool(list((tmp_path/'killed').glob('**/*.tmp')))
+    assert inside >= kills // 2
+    last = start(kind, tmp_path/'killed', config, cache); last.join(); assert last.exitcode == 0
+    steps = config.train.steps
+    tensors, rows = differing(state(tmp_path/'whole', steps), state(tmp_path/'killed', steps)), list(zip(losses(tmp_path/'whole'), losses(tmp_path/'killed'), strict=True))
+    assert len(rows) == steps and not tensors and not (lines := [a for a, b in rows if a != b])
+    fault(f'kill -9, {kind}', 'continued each time; final weights, moments, moving average and every loss equal the uninterrupted run to the last bit, with 0 and with 2 loader processes',
+          kills=kills, inside_a_save=inside, steps=steps, differing_tensors=len(tensors), differing_lines_of_the_log=len(lines), seconds=round(time.time() - begun, 1))
+
+
+def until(tell, event, count):
+    while count: count -= tell.recv() == event
+
+
+@pytest.mark.parametrize('sent', [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda s: s.name)
+def test_a_signal_saves_within_a_step(sent, cache, tmp_path, fault):
+    "Also when, as a queue does it, the loader's processes get the signal too."
+    config, (get, tell) = change(CONFIG['generator'], {'train.save_every': 1000}), CONTEXT.Pipe(duplex=False)
+    p = start('generator', tmp_path/'run', config, cache, workers=2, tell=tell); tell.close()
+    until(get, 'step', 5)
+    workers = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(p.pid)], capture_output=True, text=True).stdout.split()
+    assert len(workers) >= 2
+    os.kill(p.pid, signal.SIGSTOP); time.sleep(0.1)                                   # held still, to count the steps it has begun
+    begun = 5
+    while get.poll(): begun += get.recv() == 'step'
+    for pid in [*workers, p.pid]: os.kill(int(pid), sent)
+    os.kill(p.pid, signal.SIGCONT); p.join()
+    assert p.exitcode == 128 + sent
+    saved = latest_checkpoint(tmp_path/'run')[0]
+    assert saved in (begun, begun + 1), 'after the step it was in, or after the next if it was between two'
+    train('generator', tmp_path/'run', config, cache); train('generator', tmp_path/'whole', config, cache)
+    tensors = differing(state(tmp_path/'run', 60), state(tmp_path/'whole', 60))
+    assert not tensors
+    fault(f'{sent.name}, one process', f'saved within a step, exit code {p.exitcode}; continued to the same weights', steps_begun=begun, saved_step=saved, exit_code=p.exitcode, differing_tensors=len(tensors))
+
+
+def run_launch(run, words, after=3, sent=None, victim=None):
+    "`maskbit launch` on two CPU processes; once it has logged `after` steps, `sent` goes to it, or SIGKILL to the worker that `victim` picks. Returns exit code, the steps logged at that moment, and what it printed."
+    command = [sys.executable, '-m', 'maskbit', 'launch', '--gpus', '0', '--processes', '2', '--restarts', '1', '--', *words]
+    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    first, deadline = len(read_log(run)), time.time() + 120
+    while len(read_log(run)) < first + after and p.poll() is None and time.time() < deadline: time.sleep(0.01)
+    reached = len(read_log(run))
+    if sent: p.send_signal(sent)
+    if victim: os.kill(victim(), signal.SIGKILL)
+    said, _ = p.communicate(timeout=120)
+    return p.returncode, reached, said
+
+
+def test_signals_and_a_killed_worker_under_torchrun(tmp_path, fault):
+    "Nothing is saved on schedule here, only because of the signals and at the end."
+    steps = 150
+    words = ['train-generator', 'tiny', '--out', str(tmp_path/'run'), '--tokens', str(tmp_path/'tokens'), '--train.steps', str(steps), '--train.save-every', '1000', '--train.batch', '4',
+             '--train.log-every', '1', '--model.width', '32', '--model.heads', '2', '--model.depth', '1', '--model.mlp', '64', '--train.precision', 'float32']
+    main(['tokenize', '--tokenizer', 'shapes', '--out', f'{tmp_path}/tokens', '--data.train_size', '64'])
+    for sent in (signal.SIGUSR1, signal.SIGTERM):
+        code, reached, said = run_launch(tmp_path/'run', words, sent=sent)
+        saved = latest_checkpoint(tmp_path/'run')[0]
+        assert code == 128 + sent and 'Traceback' not in said and 'continues a training from its last checkpoint' in said
+        assert reached <= saved < steps
+        fault(f'{sent.name}, two processes under torchrun', f'both saved the same step and ended; exit code {code} of launch', sent_after_step=reached, saved_step=saved, exit_code=code)
+    def first_worker(): return int((tmp_path/'run/lock').read_text().split()[0])                  # it holds the lock of the run
+    code, killed_after, said = run_launch(tmp_path/'run', words, victim=first_worker)
+    assert code == 0 and 'exitcode: -9' in said
+    config = from_json(Stage2Config, (tmp_path/'run/config.json').read_bytes())
+    assert together('generator', tmp_path/'whole', config, tmp_path/'tokens') == [0, 0]
+    tensors = differing(state(tmp_path/'run', steps), state(tmp_path/'whole', steps))
+    assert not tensors and losses(tmp_path/'run') == losses(tmp_path/'whole')
+    fault('kill -9 of one of two workers', 'torchrun started both again; they continued from the last checkpoint to the weights and losses of an uninterrupted run of two processes, to the last bit',
+          checkpoint=saved, killed_after_step=killed_after, steps=steps, differing_tensors=len(tensors))
+
+
+DAMAGE = {
+    'truncated': lambda f: f.write_bytes(f.read_bytes()[:f.stat().st_size // 2]),
+    'altered': lambda f: f.write_bytes(f.read_bytes()[:-9] + bytes([f.read_bytes()[-9] ^ 1]) + f.read_bytes()[-8:]),
+    'missing': lambda f: f.unlink()}
+
+
+@pytest.mark.parametrize('how', DAMAGE)
+@pytest.mark.parametrize('file', ['tensors.safetensors', 'scalars.json', 'manifest.json'])
+def test_a_damaged_checkpoint_is_passed_over(how, file, cache, tmp_path, capsys, fault):
+    config = change(CONFIG['generator'], {'train.steps': 6})
+    train('generator', tmp_path/'run', config, cache)
+    whole = state(tmp_path/'run', 6)
+    DAMAGE[how](tmp_path/'run/checkpoints/step-00000006'/file)
+    capsys.readouterr()
+    train('generator', tmp_path/'run', config, cache)
+    assert 'Passing over a damaged checkpoint: step-00000006' in capsys.readouterr().out
+    tensors = differing(whole, state(tmp_path/'run', 6))
+    assert not tensors and damage(tmp_path/'run/checkpoints/step-00000006') is None
+    fault(f'{file} of the newest checkpoint {how}', 'recognised, named, and the one before used; the same final weights', differing_tensors=len(tensors))
+
+
+class OneBad:
+    "A data set of which one image has a NaN in it."
+    def __init__(self, data, bad): self.data, self.bad = data, bad
+    def __len__(self): return len(self.data)
+    def fetch(self, indices, numbers):
+        b = self.data.fetch(indices, numbers)
+        b['images'][torch.as_tensor(indices) == self.bad] = torch.nan
+        return b
+
+
+def test_two_processes_skip_a_bad_batch_together(cache, tmp_path, fault):
+    "One image of one process is broken; tokenizer, discriminator with its batch normalization, and LeCam stay as they were."
+    from maskbit.counters import Order
+    from maskbit.shapes import Shapes
+    config = change(CONFIG['tokenizer'], {'train.steps': 6, 'train.save_every': 1, 'train.keep': 6, 'loss.gan_start': 0, 'discriminator.kind': 'patchgan'})
+    bad = Order(64)[4 * 4 + 3]                                                       # the last sample of step 5: of the second process
+    assert together('tokenizer', tmp_path/'run', config, cache, data=OneBad(Shapes(16, length=64), bad)) == [0, 0]
+    moved = [[k for k in a if not torch.equal(a[k], b[k]) and k != 'ema.n_averaged'] for a, b in zip(*[[state(tmp_path/'run', n) for n in r] for r in (range(1, 6), range(2, 7))])]
+    assert [bool(m) for m in moved] == [True, True, True, False, True]
+    assert {k.split('.')[0] for k in moved[-1]} == {'extra', 'ema', 'tokenizer', 'discriminator'} and 'discriminator.model.main.3.running_mean' in moved[-1]
+    row = losses(tmp_path/'run')[4]
+    assert row['step'] == 5 and bad in row['skipped']['5'] and 'reconstruction' not in row
+    fault('a batch with a NaN', 'skipped by both processes of two, though only one had seen it; nothing moved; named in the log with its samples', tensors_moved=len(moved[3]), tensors_moved_in_the_next_step=len(moved[4]))
+
+
+def test_too_many_bad_batches_end_the_run(tmp_path, cache, capsys, fault):
+    from maskbit.shapes import Shapes
+    class AllBad(Shapes):
+        def fetch(self, indices, numbers): b = super().fetch(indices, numbers); return b | {'images': b['images'] + (torch.nan if numbers[0] >= 12 else 0)}
+    config = change(CONFIG['tokenizer'], {'train.steps': 40, 'train.max_skipped': 5})
+    with pytest.raises(InputError, match='Training stopped at step 9: 6 steps in a row .* the last good checkpoint is step-00000008: try a lower learning rate'):
+        train('tokenizer', tmp_path/'run', config, cache, data=AllBad(16, length=64))
+    assert 'Step 4 was skipped' in capsys.readouterr().out
+    fault('more than max_skipped bad batches in a row', 'the run ended, with the reason and the last good checkpoint', max_skipped=5, ended_at_step=9)
+
+
+def test_a_second_process_is_refused(cache, tmp_path, fault):
+    get, tell = CONTEXT.Pipe(duplex=False)
+    first = start('generator', tmp_path/'run', change(CONFIG['generator'], {'train.steps': 100_000}), cache, workers=2, tell=tell); tell.close()
+    until(get, 'step', 2)
+    with pytest.raises(InputError, match=f'Another process \\({first.pid} on .*\\) is training in'): train('generator', tmp_path/'run', change(CONFIG['generator'], {'train.steps': 100_000}), cache)
+    first.kill(); first.join()
+    train('generator', tmp_path/'other', change(CONFIG['generator'], {'train.steps': 2}), cache)
+    from maskbit.runs import lock_run
+    with lock_run(tmp_path/'run'): pass
+    fault('a second process on the same folder', 'refused, with the number of the first; free again as soon as the first was killed, with its loader processes still alive')
+
+
+@pytest.mark.skipif(not os.path.isdir('/sys'), reason='needs a file system that refuses to write')
+def test_a_read_only_folder(cache, capsys, fault):
+    with pytest.raises(SystemExit) as e: main(['train-tokenizer', 'tiny', '--out', '/sys/maskbit'])
+    assert e.value.code == 2 and 'Cannot write to /sys/maskbit' in capsys.readouterr().err
+    fault('a folder that cannot be written', 'refused before anything was trained, exit code 2', exit_code=2)
+
+
+FULL = """
+import os, sys, torch
+from maskbit.shapes import Shapes
+from maskbit.cli import main
+fetch = Shapes.fetch
+def full_later(self, indices, numbers=None):
+    if numbers[0] >= 12:                                    # from step 4 on the disk is full
+        with open(os.path.join(sys.argv[1], 'ballast'), 'wb', buffering=0) as f:
+            try:
+                while f.write(bytes(4096)): pass
+            except OSError as e: assert e.errno == 28
+    return fetch(self, indices, numbers)
+Shapes.fetch = full_later
+main(sys.argv[2:])
+"""
+
+
+def test_a_full_disk(tmp_path, fault):
+    "A real one of 8 MB where a file system may be mounted; test_job has a limit on the size of files for everybody."
+    disk, command = tmp_path/'disk', ['train-tokenizer', 'tiny', '--out', f'{tmp_path}/disk/t', *SMALL]
+    disk.mkdir()
+    mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'maskbit', str(disk)], capture_output=True).returncode == 0
+    if not mounted: pytest.skip('may not mount a file system')
+    try:
+        failed = subprocess.run([sys.executable, '-c', FULL, str(disk), *command], capture_output=True, text=True)
+        assert failed.returncode == 2 and 'No space left on device' in failed.stderr and 'the last good checkpoint is step-00000002' in failed.stderr and 'Traceback' not in failed.stderr
+        assert latest_checkpoint(disk/'t')[0] == 2
+        (disk/'ballast').unlink(); main(command)
+        assert latest_checkpoint(disk/'t')[0] == 6
+    finally: subprocess.run(['umount', str(disk)], check=True)
+    fault('a full disk', 'the run ended with exit code 2 and named the last good checkpoint; with space again it continued to its end', exit_code=2, last_good_step=2)
