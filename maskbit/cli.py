@@ -7,8 +7,8 @@ __all__ = ['COMMANDS', 'Demo', 'TokenizerRun', 'TrainTokenizer', 'GeneratorRun',
            'Roadmap', 'Tables', 'TrainBundled', 'main']
 
 # %% ../nbs/32_cli.ipynb #imports
-import sys
-from dataclasses import dataclass, replace
+import os, sys
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 import tyro
@@ -56,32 +56,41 @@ class TrainTokenizer:
 class GeneratorRun:
     "Stage II from a preset."
     out: Path                                                 # folder of the run; an unfinished run in it is continued
-    tokens: Path                                              # token cache, from `maskbit tokenize`
     config: Annotated[Stage2Config, tyro.conf.arg(name='')]   # the preset
+    tokens: Path | None = None                                # token cache, from `maskbit tokenize`; or else, to encode images in every step:
+    tokenizer: str = ''                                       # folder of a tokenizer, or the name of a bundled one
+    data: DataConfig = DataConfig()                           # its images
 
 
 @dataclass(frozen=True)
 class TrainGenerator:
-    "Stage II: train a generator on a token cache, from a preset; bits, side and classes follow the cache."
-    run: _presets(GeneratorRun, STAGE2, out=tyro.MISSING, tokens=tyro.MISSING)
+    "Stage II: train a generator on a token cache (--tokens), or on images that are encoded in every step (--tokenizer, --data.images), from a preset; bits, side and classes follow."
+    run: _presets(GeneratorRun, STAGE2, out=tyro.MISSING)
 
     def __call__(self):
+        from maskbit.cache import OnTheFly, TokenCache
         from maskbit.generator import train_generator
-        from maskbit.tokens import TokenCache
-        cache, c, out = TokenCache(self.run.tokens), self.run.config, self.run.out
+        from maskbit.images import open_data
+        from maskbit.tokenizer import Tokenizer
+        r, c, out = self.run, self.run.config, self.run.out
+        check((r.tokens is None) == bool(r.tokenizer), 'A generator learns from a token cache or from images: give --tokens, or else --tokenizer and --data.images.')
+        if r.tokens: cache = TokenCache(r.tokens)
+        else:
+            tok = Tokenizer.from_pretrained(r.tokenizer)
+            cache = OnTheFly(tok, open_data(r.data, tok.config.resolution, 'stage2', seed=c.train.seed))
         c = replace(c, model=replace(c.model, bits=cache.bits, side=cache.side, classes=len(cache.classes)))
-        train_generator(c, cache, out)
+        train_generator(c, cache, out, workers=0 if r.tokens else r.data.workers)
         print(f'The generator is in {out}/model.')
 
 # %% ../nbs/32_cli.ipynb #tokenize
 def _device():
     import torch
-    return 'cuda' if torch.cuda.is_available() else 'cpu'
+    return f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else 'cpu'
 
 
 @dataclass(frozen=True)
 class Tokenize:
-    "Encode images once into packed tokens for Stage II."
+    "Encode images once into packed tokens for Stage II; any number of these commands, or of the ranks of one torchrun, share the work, and a stopped one is continued."
     tokenizer: str                   # folder of a tokenizer, or the name of a bundled one
     out: Path                        # folder of the token cache
     data: DataConfig = DataConfig()  # the images
@@ -89,12 +98,14 @@ class Tokenize:
     seed: int = 0                    # of the augmentation
 
     def __call__(self):
+        from maskbit.cache import check_free, write_cache
         from maskbit.images import open_data
         from maskbit.tokenizer import Tokenizer
-        from maskbit.tokens import write_cache
         check(self.views >= 1, f'views is {self.views}: choose at least 1.')
-        tok = Tokenizer.from_pretrained(self.tokenizer)
-        cache = write_cache(tok, open_data(self.data, tok.config.resolution, 'stage2', seed=self.seed), self.out, self.views, device=_device())
+        check_free(self.out)
+        tok, quiet, source = Tokenizer.from_pretrained(self.tokenizer), int(os.environ.get('RANK', 0)) > 0, asdict(self.data) | {'seed': self.seed}
+        data = open_data(self.data, tok.config.resolution, 'stage2', seed=self.seed, quiet=quiet)
+        cache = write_cache(tok, data, self.out, self.views, {k: v for k, v in source.items() if k != 'workers'}, workers=self.data.workers, device=_device(), quiet=quiet)
         print(f'{len(cache)} x {cache.side}^2 tokens of {cache.bits} bits are in {self.out}.')
 
 # %% ../nbs/32_cli.ipynb #sample
@@ -182,6 +193,6 @@ COMMANDS = {'demo': Demo, 'train-tokenizer': TrainTokenizer, 'tokenize': Tokeniz
 def main(args=None): # words of the command line
     "The `maskbit` command."
     try: tyro.extras.subcommand_cli_from_dict(COMMANDS, prog='maskbit', description='Masked image generation from bit tokens.', args=args)()
-    except InputError as e: print(f'maskbit: {e}', file=sys.stderr); sys.exit(2)
+    except InputError as e: print('maskbit:', str(e).split('InputError: ')[-1].strip(), file=sys.stderr); sys.exit(2)    # from a loader process it brings a traceback along
     except OSError as e: print(f'maskbit: {e.filename or "A file"} could not be read or written: {e.strerror or e}.', file=sys.stderr); sys.exit(1)
     except KeyboardInterrupt: print('\nStopped. The same command again continues a training from its last checkpoint.', file=sys.stderr); sys.exit(130)

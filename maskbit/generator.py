@@ -101,8 +101,9 @@ class GeneratorStage(Stage):
     "Stage II (Sec. 3.2, App. B.2): a masked transformer, MaskBit's or the baseline."
     average = 'generator'
 
-    def __init__(self, config: Stage2Config, device):
+    def __init__(self, config: Stage2Config, device, encoder=None): # a `Tokenizer`, for batches of images
         super().__init__(config)
+        self.encoder = encoder and encoder.to(device)
         self.parts['generator'] = Part(make_generator(config.model).to(device), config.optim, config.train.steps)
 
     def hidden(self, step, device):
@@ -110,9 +111,14 @@ class GeneratorStage(Stage):
         t, c = self.config.train, self.config.model
         return draw_mask(t.seed, torch.arange(step * t.batch, (step + 1) * t.batch, device=device), c.positions, c.groups, self.config.loss.schedule).sum() / t.batch
 
+    def indices(self, batch):
+        "The tokens (B, n) of a batch: stored, or of its images, which autocast must not touch."
+        if self.encoder is None: return batch['indices']
+        with torch.autocast(batch['images'].device.type, enabled=False): return self.encoder.encode(batch['images']).flatten(1)
+
     def loss(self, name, batch, step):
         c, cfg, seed, n = self.config.model, self.config.loss, self.config.train.seed, batch['n']
-        groups, mask = split_groups(batch['indices'], c.bits, c.groups), draw_mask(seed, n, c.positions, c.groups, cfg.schedule)
+        groups, mask = split_groups(self.indices(batch), c.bits, c.groups), draw_mask(seed, n, c.positions, c.groups, cfg.schedule)
         dropped = uniform(seed, 'label', n) < cfg.label_dropout
         logits = self.parts[name].model(groups, mask, batch['labels'].masked_fill(dropped, c.classes)).float()
         each = F.cross_entropy(logits.flatten(0, 2), groups.flatten(), label_smoothing=cfg.label_smoothing, reduction='none').view_as(mask)
@@ -126,7 +132,7 @@ class GeneratorStage(Stage):
 
 # %% ../nbs/22_maskbit.ipynb #train
 def train_generator(config: Stage2Config, # everything about the run
-                    cache,                # a `TokenCache`
+                    cache,                # a `TokenCache`, or `OnTheFly`
                     run,                  # folder of the run; an unfinished one is continued
                     **kwargs):            # workers, quiet: as for `fit`
     "Stage II from start to end; returns the averaged generator, also saved as `run/model`."
@@ -135,4 +141,4 @@ def train_generator(config: Stage2Config, # everything about the run
           f'The tokens are {cache.side} x {cache.side} of {cache.bits} bits and the generator wants {c.side} x {c.side} of {c.bits}: set model.bits={cache.bits} and model.side={cache.side}.')
     check(c.classes == len(cache.classes), f'The tokens have {len(cache.classes)} classes and the generator {c.classes}: set model.classes={len(cache.classes)}.')
     config = change(config, {'model.tokenizer': cache.tokenizer})
-    return fit(lambda device: GeneratorStage(config, device), cache, run, config, title='generator', **kwargs)
+    return fit(lambda device: GeneratorStage(config, device, getattr(cache, 'encoder', None)), cache, run, config, title='generator', **kwargs)

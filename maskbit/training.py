@@ -65,7 +65,7 @@ def micro_batches(train: TrainConfig, start, rank, world):
 # %% ../nbs/05_training.ipynb #loader
 class Ordered:
     "A data set in the order of one run: asked for sample numbers, gives a batch."
-    def __init__(self, data, seed): self.data, self.order = data, Order(len(data), seed)
+    def __init__(self, data, order): self.data, self.order = data, order
 
     def __getitems__(self, numbers):
         batch = self.data.fetch([self.order[n] for n in numbers], numbers)
@@ -74,7 +74,8 @@ class Ordered:
 
 def batches(data, train: TrainConfig, start=0, rank=0, world=1, workers=0):
     "Batches of one run from step `start` on; the same with any number of workers."
-    return iter(DataLoader(Ordered(data, train.seed), batch_sampler=micro_batches(train, start, rank, world), collate_fn=lambda b: b,
+    order = data.order(train.seed, train.batch) if hasattr(data, 'order') else Order(len(data), train.seed)
+    return iter(DataLoader(Ordered(data, order), batch_sampler=micro_batches(train, start, rank, world), collate_fn=lambda b: b,
                            num_workers=workers, pin_memory=torch.cuda.is_available(), persistent_workers=False))
 
 # %% ../nbs/05_training.ipynb #stage
