@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'Demo', 'TokenizerRun', 'TrainTokenizer', 'GeneratorRun', 'TrainGenerator', 'Tokenize', 'WriteShards',
-           'Sample', 'Roadmap', 'Tables', 'TrainBundled', 'main']
+           'Sample', 'Roadmap', 'Tables', 'TrainBundled', 'Plan', 'main']
 
 # %% ../nbs/32_cli.ipynb #imports
 import os, sys
@@ -199,9 +199,27 @@ class TrainBundled:
         from maskbit.bundled import train_bundled
         train_bundled(self.out)
 
+# %% ../nbs/32_cli.ipynb #plan
+@dataclass(frozen=True)
+class Plan:
+    "What a run will cost: parameters, operations, memory, images per second and days, from stated assumptions."
+    stage: tyro.conf.Positional[Literal['tokenizer', 'generator']]   # which of the two trainings
+    preset: tyro.conf.Positional[str] = 'paper-12bit'                # name of a preset
+    gpus: int = 8                              # number of GPUs
+    gpu: str = 'A100'                          # which: A100, H100, H200, L40S or RTX-4090
+    batch: int | None = None                   # images per step over all GPUs; the preset's if not given
+    microbatch: int | None = None              # images per GPU at a time; the preset's if not given
+    utilisation: float | None = None           # share of the GPU's bfloat16 peak; what the paper's own runs reached if not given
+    cached: bool = True                        # of the generator: from a token cache, or encoding in every step
+
+    def __call__(self):
+        from dataclasses import astuple
+        from maskbit.plan import plan, plan_text
+        print(plan_text(plan(*astuple(self))))
+
 # %% ../nbs/32_cli.ipynb #main
 COMMANDS = {'demo': Demo, 'shards': WriteShards, 'train-tokenizer': TrainTokenizer, 'tokenize': Tokenize, 'train-generator': TrainGenerator, 'sample': Sample,
-            'roadmap': Roadmap, 'tables': Tables, 'train-bundled': TrainBundled}
+            'roadmap': Roadmap, 'tables': Tables, 'train-bundled': TrainBundled, 'plan': Plan}
 
 
 def main(args=None): # words of the command line

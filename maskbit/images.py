@@ -33,12 +33,12 @@ def read_rgb(path): # of an image file, or the open file
         limit = Image.MAX_IMAGE_PIXELS
         if limit and im.width * im.height > limit: raise ValueError(f'{im.width} x {im.height} pixels are more than the {limit} that PIL.Image.MAX_IMAGE_PIXELS allows')
         white = _white(im) if im.mode[0] in 'IF' else None
-        im = ImageOps.exif_transpose(im)
+        im.load(); ImageOps.exif_transpose(im, in_place=True)
         if white: im = Image.fromarray((np.asarray(im).astype(np.float64) / white * 255).clip(0, 255).round().astype(np.uint8))
         if im.has_transparency_data:
             im = im.convert('RGBA')
             im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
-        return im.convert('RGB')
+        return im if im.mode == 'RGB' else im.convert('RGB')
 
 # %% ../nbs/03_images.ipynb #scan
 EXTENSIONS = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm'}
