@@ -6,7 +6,7 @@
 __all__ = ['check_free', 'write_cache', 'TokenCache', 'OnTheFly']
 
 # %% ../nbs/29_token_cache.ipynb #imports
-import contextlib, json, os, shutil
+import contextlib, json, os, shutil, signal
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np
@@ -47,10 +47,14 @@ def _agree(folder, about):
     check(not other, f'{folder} is a token cache with another {", ".join(other)}: choose another folder, or the same settings to continue it.')
 
 # %% ../nbs/29_token_cache.ipynb #write-part
+def _deaf(worker): signal.signal(signal.SIGINT, signal.SIG_IGN)     # Ctrl-C is for the main process
+
+
 def _write_part(tokenizer, data, folder, numbers, batch, workers, device, bar):
     "Encode the samples `numbers`, a range, into one part."
     turns, packed, labels = np.arange(numbers.stop) % len(data), [], []
-    loader = DataLoader(Ordered(data, turns), batch_sampler=[list(numbers[i:i + batch]) for i in range(0, len(numbers), batch)], collate_fn=lambda b: b, num_workers=workers)
+    slices = [list(numbers[i:i + batch]) for i in range(0, len(numbers), batch)]
+    loader = DataLoader(Ordered(data, turns), batch_sampler=slices, collate_fn=dict, num_workers=workers, worker_init_fn=_deaf)
     for b in loader:
         indices = tokenizer.encode(b['images'].to(device)).cpu()
         packed.append(pack(indices.flatten(1), tokenizer.config.bits)); labels.append(b['labels'].numpy()); bar.update(len(indices))
@@ -117,9 +121,8 @@ class OnTheFly:
     "Images as a data set of Stage II, which encodes them in each step; stands in for a `TokenCache`."
     def __init__(self, encoder, # a `Tokenizer`
                  data):         # a data set of images
-        self.encoder, self.data, self.bits, self.side, self.classes, self.tokenizer = encoder.eval(), data, encoder.config.bits, encoder.config.side, list(data.classes), fingerprint(encoder)
+        self.encoder, self.data, self.fetch, self.classes = encoder.eval(), data, data.fetch, data.classes
+        self.bits, self.side, self.tokenizer = encoder.config.bits, encoder.config.side, fingerprint(encoder)
         if hasattr(data, 'order'): self.order = data.order
 
     def __len__(self): return len(self.data)
-
-    def fetch(self, indices, numbers): return self.data.fetch(indices, numbers)

@@ -101,9 +101,9 @@ class GeneratorStage(Stage):
     "Stage II (Sec. 3.2, App. B.2): a masked transformer, MaskBit's or the baseline."
     average = 'generator'
 
-    def __init__(self, config: Stage2Config, device, encoder=None): # a `Tokenizer`, for batches of images
+    def __init__(self, config: Stage2Config, device, tokenizer=None): # the last to look at samples during training
         super().__init__(config)
-        self.encoder = encoder and encoder.to(device)
+        self.tokenizer = tokenizer and tokenizer.to(device)
         self.parts['generator'] = Part(make_generator(config.model).to(device), config.optim, config.train.steps)
 
     def hidden(self, step, device):
@@ -113,8 +113,8 @@ class GeneratorStage(Stage):
 
     def indices(self, batch):
         "The tokens (B, n) of a batch: stored, or of its images, which autocast must not touch."
-        if self.encoder is None: return batch['indices']
-        with torch.autocast(batch['images'].device.type, enabled=False): return self.encoder.encode(batch['images']).flatten(1)
+        if 'indices' in batch: return batch['indices']
+        with torch.autocast(batch['images'].device.type, enabled=False): return self.tokenizer.encode(batch['images']).flatten(1)
 
     def loss(self, name, batch, step):
         c, cfg, seed, n = self.config.model, self.config.loss, self.config.train.seed, batch['n']
@@ -134,11 +134,12 @@ class GeneratorStage(Stage):
 def train_generator(config: Stage2Config, # everything about the run
                     cache,                # a `TokenCache`, or `OnTheFly`
                     run,                  # folder of the run; an unfinished one is continued
-                    **kwargs):            # workers, quiet: as for `fit`
+                    tokenizer=None,       # the `Tokenizer` of the cache, to look at samples during training
+                    **kwargs):            # workers, quiet, valid: as for `fit`
     "Stage II from start to end; returns the averaged generator, also saved as `run/model`."
-    c = config.model
+    c, tokenizer = config.model, tokenizer or getattr(cache, 'encoder', None)
     check((c.bits, c.side) == (cache.bits, cache.side),
           f'The tokens are {cache.side} x {cache.side} of {cache.bits} bits and the generator wants {c.side} x {c.side} of {c.bits}: set model.bits={cache.bits} and model.side={cache.side}.')
     check(c.classes == len(cache.classes), f'The tokens have {len(cache.classes)} classes and the generator {c.classes}: set model.classes={len(cache.classes)}.')
     config = change(config, {'model.tokenizer': cache.tokenizer})
-    return fit(lambda device: GeneratorStage(config, device, getattr(cache, 'encoder', None)), cache, run, config, title='generator', **kwargs)
+    return fit(lambda device: GeneratorStage(config, device, tokenizer), cache, run, config, title='generator', **kwargs)
