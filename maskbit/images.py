@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import torch
 from .config import DataConfig, InputError, check
-from .counters import seed_of
+from .counters import hash32
 from .shapes import Shapes
 
 # %% ../nbs/03_images.ipynb #white
@@ -99,12 +99,13 @@ class Images:
 
     def fetch(self, indices, numbers):
         "A batch; each image is augmented from its sample number, whatever process it is loaded in."
-        return {'images': torch.stack([self.image(i, n) for i, n in zip(indices, numbers)]), 'labels': self.targets[torch.as_tensor(indices)]}
+        seeds = hash32(self.seed, 'augment', torch.as_tensor(numbers)).tolist()
+        with torch.random.fork_rng(devices=[]): images = [self._augmented(i, s) for i, s in zip(indices, seeds)]
+        return {'images': torch.stack(images), 'labels': self.targets[torch.as_tensor(indices)]}
 
-    def image(self, i, n):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self.seed, 'augment', n))
-            return self.transform(self.read(i)).clamp(0, 1)
+    def _augmented(self, i, seed): torch.manual_seed(seed); return self.transform(self.read(i))
+
+    def image(self, i, n): return self.fetch([i], [n])['images'][0]
 
 
 class ImageFolder(Images):

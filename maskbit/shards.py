@@ -191,7 +191,7 @@ def _download(source, path, most=2 ** 40):
         try:
             with gopen(source) as stream, open(path, 'wb') as f:
                 while block := stream.read(2 ** 20):
-                    f.write(block); check(f.tell() <= most, f'{source} has more than the {most} bytes that its index says: index it again, or get the right one.')
+                    f.write(block); check(f.tell() <= most, f'{source} has more than the {most} bytes that its index says: get the right one, or remove its index if it is meant to be another.')
             return
         except OSError as e: why = e.strerror or ''.join(re.findall(r'exit \d+', str(e)))
     raise InputError(f'{source} cannot be read ({why}, {len(_WAITS)} times): see whether it is there, then run the same command again.')
@@ -204,7 +204,7 @@ def fetch_shard(source, # a URL or pipe:command
     with FileLock(cache/f'{about["sha256"][:2]}.lock'):
         if not path.exists():
             _download(source, tmp, about['bytes'])
-            check(_hash(tmp) == about['sha256'], f'{source} is not the shard that its index describes ({tmp.stat().st_size} bytes of {about["bytes"]}, another hash): get the right one, or index it again.')
+            check(_hash(tmp) == about['sha256'], f'{source} is not the shard that its index describes ({tmp.stat().st_size} bytes of {about["bytes"]}, another hash): get the right one, or remove its index if it is meant to be another.')
             os.replace(tmp, path)
             for old in sorted(cache.glob('*.tar'), key=lambda p: p.stat().st_mtime)[:-_KEEP]: old.unlink(missing_ok=True)
     os.utime(path)
@@ -222,10 +222,10 @@ def _parse(text, where):
     "An index, if it is one and nothing in it is absurd."
     try:
         index = json.loads(text)
-        check(index['format'] == 'maskbit-shards-1', '')
+        check(index['format'] == 'maskbit-shards-1' and isinstance(index['classes'], list) and isinstance(index['left_out'], dict), '')
         for s in index['shards']:
             offset, size, crc, label = (np.array(s[k], dtype=np.int64) for k in ('offset', 'size', 'crc32', 'label'))
-            check(re.fullmatch('[0-9a-f]{64}', s['sha256']) and len(offset) == len(size) == len(crc) == len(label), '')
+            check(re.fullmatch('[0-9a-f]{64}', s['sha256']) and re.search('.', s['name']) and len(offset) == len(size) == len(crc) == len(label), '')
             check((offset >= 0).all() and (size >= 0).all() and (offset + size <= s['bytes']).all() and (label >= 0).all() and (label < len(index['classes'])).all(), '')
             s |= dict(offset=offset, size=size, crc32=crc, label=label)
     except (ValueError, TypeError, KeyError, OverflowError, InputError): raise InputError(f'{where} is not an index by maskbit, or is damaged: remove it, or get it again.') from None
@@ -249,7 +249,7 @@ def _located(index, sources, folder, images):
         sources = [str(folder/n) if folder else images.replace('index.json', n) for n in names]
     sizes = [Path(s).stat().st_size if Path(s).is_file() else None for s in sources] if all(map(_is_local, sources)) else [s['bytes'] for s in index['shards']]
     wrong = [f'{n} is missing' if size is None else f'{n} has {size} bytes of {s["bytes"]}' for n, size, s in zip(names, sizes, index['shards']) if size != s['bytes']]
-    check(not wrong, f'{len(wrong)} of the {len(names)} shards of {images} are not what their index says ({", ".join(wrong[:3])}): get them again.')
+    check(not wrong, f'{len(wrong)} of the {len(names)} shards of {images} are not what their index says ({", ".join(wrong[:3])}): get them again, or remove the index if they are meant to be others.')
     return sources
 
 
@@ -264,13 +264,14 @@ def open_index(images,      # a folder, URL or pipe:command of shards or of thei
         from webdataset.shardlists import expand_urls
         sources = expand_urls(images)
     elif 'index.json' not in images: images = f'{images.rstrip("/")}/index.json'
-    beside, key = folder and ((folder/'index.json').is_file() or os.access(folder, os.W_OK)), hashlib.sha256(str(folder.resolve() if folder else images).encode()).hexdigest()[:16]
+    beside, key = folder and ((folder/'index.json').is_file() or os.access(folder, os.W_OK)), hashlib.sha256((os.path.abspath(images) if _is_local(images) else images).encode()).hexdigest()[:16]
     where = folder/'index.json' if beside else _cache()/f'{key}.json'
     with FileLock(_cache()/f'{key}.lock'):
         if sources is None: _download(images, where)
         elif not where.is_file():
             index = make_index([(s.split('/')[-1], lambda s=s: Path(s) if _is_local(s) else _incoming(s)) for s in sources], quiet=quiet, say=say)
             tmp = where.with_suffix('.tmp'); tmp.write_text(json.dumps(index)); os.replace(tmp, where)
+            say(f'The index of {len(sources)} shards is {where}.')
         index = _parse(where.read_text(), images if sources is None else where)
     return index, _located(index, sources, folder, images)
 
