@@ -6,7 +6,7 @@
 __all__ = ['scan_shard', 'make_index', 'write_shards', 'Lanes', 'fetch_shard', 'is_shards', 'open_index', 'Shards']
 
 # %% ../nbs/28_shards.ipynb #imports
-import hashlib, io, json, os, re, tarfile, time, zlib
+import contextlib, hashlib, io, json, os, re, tarfile, time, zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 import numpy as np
@@ -200,14 +200,16 @@ def _download(source, path, most=2 ** 40):
 def fetch_shard(source, # a URL or pipe:command
                 about): # its entry in the index
     "The path of a local copy that is what the index says."
-    cache = _cache(); path, tmp = cache/f'{about["sha256"]}.tar', cache/f'{about["sha256"]}.tmp'
-    with FileLock(cache/f'{about["sha256"][:2]}.lock'):
-        if not path.exists():
-            _download(source, tmp, about['bytes'])
-            check(_hash(tmp) == about['sha256'], f'{source} is not the shard that its index describes ({tmp.stat().st_size} bytes of {about["bytes"]}, another hash): get the right one, or remove its index if it is meant to be another.')
-            os.replace(tmp, path)
-            for old in sorted(cache.glob('*.tar'), key=lambda p: p.stat().st_mtime)[:-_KEEP]: old.unlink(missing_ok=True)
-    os.utime(path)
+    cache, name = _cache(), about['sha256']
+    path, tmp = cache/f'{name}.tar', cache/f'{name}.tmp'
+    with contextlib.suppress(FileNotFoundError): os.utime(path); return path       # the usual case takes no lock
+    with FileLock(cache/f'{name[:2]}.lock'):
+        if path.exists(): return path
+        _download(source, tmp, about['bytes'])
+        check(_hash(tmp) == name, f'{source} is not the shard that its index describes ({tmp.stat().st_size} bytes of {about["bytes"]}, another hash): get the right one, or remove its index if it is meant to be another.')
+        os.replace(tmp, path)
+        with contextlib.suppress(FileNotFoundError):                                # other processes make room too
+            for old in sorted(cache.glob('*.tar'), key=lambda p: p.stat().st_mtime)[:-_KEEP]: old.unlink()
     return path
 
 # %% ../nbs/28_shards.ipynb #open-index
@@ -290,9 +292,10 @@ class Shards(Images):
     def read(self, i):
         k = int(np.searchsorted(self.ends, i, 'right'))
         j, s, source = int(i) - int(self.ends[k]) + self.counts[k], self.shards[k], self.sources[k]
-        for _ in range(2):                                                      # a copy that went bad is fetched again
+        for _ in range(5):                                      # a copy that went bad, or had to make room just now, is fetched again
             path = Path(source) if _is_local(source) else fetch_shard(source, s)
-            data = _read(path, int(s['offset'][j]), int(s['size'][j]))
+            try: data = _read(path, int(s['offset'][j]), int(s['size'][j]))
+            except FileNotFoundError: continue
             if zlib.crc32(data) == s['crc32'][j]: return read_rgb(io.BytesIO(data))
             if not _is_local(source): path.unlink(missing_ok=True)
-        raise InputError(f'{source} was altered: picture {j} of it is not what its index says. Get the shard again, then run the same command to continue.')
+        raise InputError(f'{source} is gone or was altered: picture {j} of it is not what its index says. Get the shard again, then run the same command to continue.')

@@ -4,10 +4,11 @@ import pytest, torch
 from conftest import SMALL, SMALL_GENERATOR
 from maskbit.cache import TokenCache, write_cache
 from maskbit.cli import main
-from maskbit.config import InputError
+from maskbit.config import InputError, TrainConfig
 from maskbit.shapes import Shapes
 from maskbit.shards import Shards, write_shards
 from maskbit.tokenizer import Tokenizer
+from maskbit.training import batches
 
 fork = multiprocessing.get_context('fork')     # children that need not import torch again
 
@@ -100,10 +101,11 @@ def test_a_bad_copy_in_the_cache_is_fetched_again(shards, tmp_path, served):
 
 
 def test_the_cache_of_shards_stays_small(shards, tmp_path, served, monkeypatch):
-    monkeypatch.setattr('maskbit.shards._KEEP', 2)
-    data = Shards(f'{served}/shards', 32)
-    assert len(data.fetch(range(12), range(12))['labels']) == 12
-    assert len(list((tmp_path/'home'/'maskbit').glob('*.tar'))) == 2
+    "Room for one shard of three, and two workers that fetch them from under each other."
+    monkeypatch.setattr('maskbit.shards._KEEP', 1)
+    def seen(source, workers): return torch.cat([b['images'] for b in batches(Shards(source, 32), TrainConfig(steps=9, batch=4, microbatch=4), workers=workers)])
+    assert torch.equal(seen(f'{served}/shards', 2), seen(str(shards), 0))
+    assert len(list((tmp_path/'home'/'maskbit').glob('*.tar'))) == 1
 
 
 def test_a_killed_writer_of_shards_leaves_nothing_that_looks_finished(photos, tmp_path, monkeypatch):
@@ -177,3 +179,10 @@ def test_a_generator_learns_from_images_too(tmp_path):
     generator('cached', '--tokens', f'{tmp_path}/tokens')
     generator('fly', '--tokenizer', 'shapes', '--data.train_size', '64', '--data.workers', '2')
     assert weights(tmp_path/'cached') == weights(tmp_path/'fly')
+
+
+def test_a_plan(capsys):
+    main(['plan', 'tokenizer', 'tiny', '--gpus', '2', '--gpu', 'H100'])
+    assert '32 = 2 GPUs x 16 images x 1 slices' in capsys.readouterr().out
+    with pytest.raises(SystemExit): main(['plan', 'generator', 'tiny', '--gpus', '7'])
+    assert 'choose a multiple of 7' in capsys.readouterr().err
