@@ -53,8 +53,8 @@ def _sort(path, leave):
     for m in _members(path):
         if m.isdir(): continue
         base = PurePosixPath(m.name).name
-        stem, _, ending = base.lower().partition('.')
-        key = m.name[:len(m.name) - len(base) + len(stem)]
+        stem, _, ending = base.partition('.')
+        key, ending = m.name[:len(m.name) - len(base) + len(stem)], ending.lower()
         kind, value = (pictures, m) if stem and f'.{ending}' in EXTENSIONS else (labels, _label(path, m)) if stem and ending == 'cls' else (None, None)
         why = _refusal(m) or ('neither a picture nor a label' if kind is None else 'a second one of the same sample' if key in kind else 'no class number' if value is None else None)
         if why: leave(m.name, why)
@@ -194,7 +194,7 @@ def _download(source, path, most=2 ** 40):
                     f.write(block); check(f.tell() <= most, f'{source} has more than the {most} bytes that its index says: get the right one, or remove its index if it is meant to be another.')
             return
         except OSError as e: why = e.strerror or ''.join(re.findall(r'exit \d+', str(e)))
-    raise InputError(f'{source} cannot be read ({why}, {len(_WAITS)} times): see whether it is there, then run the same command again.')
+    raise InputError(f'{source} cannot be copied to {path.parent} ({why}, {len(_WAITS)} times): mend that, then run the same command again.')
 
 
 def fetch_shard(source, # a URL or pipe:command
@@ -224,7 +224,7 @@ def _parse(text, where):
     "An index, if it is one and nothing in it is absurd."
     try:
         index = json.loads(text)
-        check(index['format'] == 'maskbit-shards-1' and isinstance(index['classes'], list) and isinstance(index['left_out'], dict), '')
+        check(index['format'] == 'maskbit-shards-1' and isinstance(index['classes'], list) and isinstance(index['left_out'], dict) and any(s['label'] for s in index['shards']), '')
         for s in index['shards']:
             offset, size, crc, label = (np.array(s[k], dtype=np.int64) for k in ('offset', 'size', 'crc32', 'label'))
             check(re.fullmatch('[0-9a-f]{64}', s['sha256']) and re.search('.', s['name']) and len(offset) == len(size) == len(crc) == len(label), '')
