@@ -15,7 +15,7 @@ from filelock import FileLock
 from .config import InputError, check
 from .counters import seed_of
 from .images import EXTENSIONS, Images, read_rgb, scan
-from .storage import atomic_folder, check_replaceable
+from .storage import _digest, atomic_folder, check_replaceable
 
 # %% ../nbs/28_shards.ipynb #members
 def _read(path, offset, size):
@@ -81,11 +81,7 @@ def scan_shard(path,         # of a tar file
     return samples
 
 # %% ../nbs/28_shards.ipynb #make-index
-def _hash(path):
-    h = hashlib.sha256()
-    with open(path, 'rb') as f:
-        while block := f.read(2 ** 22): h.update(block)
-    return h.hexdigest()
+def _hash(path): return _digest(path)['sha256']
 
 
 def make_index(shards,       # [(name, function that gives the path of its file)]
@@ -100,7 +96,7 @@ def make_index(shards,       # [(name, function that gives the path of its file)
         def leave(member, why):
             left[why.split(',')[0]] = left.get(why.split(',')[0], 0) + 1
             if why != 'neither a picture nor a label' or left[why] == 1: say(f'Left out {ascii(member)[1:-1][:100]} of {name}: {why}.')
-        try: path = file(); index.append(dict(name=name, bytes=path.stat().st_size, sha256=_hash(path), samples=scan_shard(path, leave, decode)))
+        try: path = file(); index.append(dict(name=name, **_digest(path), samples=scan_shard(path, leave, decode)))
         except (InputError, OSError) as e: damaged.append(f'{name}: {e}')
     check(not damaged, f'{len(damaged)} of {len(shards)} shards cannot be used ({"; ".join(damaged[:3])}): get them again.')
     labelled = any(s[3] is not None for shard in index for s in shard['samples'])

@@ -20,3 +20,20 @@ def photos(tmp_path):
     whole = (tmp_path/'photos'/'right'/'0.png').read_bytes()
     (tmp_path/'photos'/'right'/'cut.png').write_bytes(whole[:len(whole) // 2])
     return tmp_path/'photos'
+
+
+def pytest_addoption(parser): parser.addoption('--record', help='folder for what happened to the faults, one JSON file each')
+
+
+@pytest.fixture
+def fault(request):
+    "Write down what happened to a fault, if that was asked for."
+    def record(name, happened, **figures):
+        import json, re
+        from pathlib import Path
+        from maskbit.storage import provenance
+        if not (folder := request.config.getoption('--record')): return
+        row = dict(name=name, happened=happened, test=request.node.nodeid, figures=figures, provenance=provenance())
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder)/(re.sub(r'\W+', '-', name.lower()).strip('-') + '.json')).write_text(json.dumps(row, indent=1))
+    return record

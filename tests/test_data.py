@@ -1,12 +1,13 @@
-"Data that is far away, cut, altered or hostile, and writers that are killed."
-import functools, http.server, multiprocessing, os, random, signal, subprocess, sys, tarfile, threading, time
+"Data that is far away, cut, altered or hostile, and writers that are killed. `pytest tests/test_data.py --record nbs/results/faults` writes down what happened."
+import functools, http.server, io, multiprocessing, os, pickle, random, signal, subprocess, sys, tarfile, threading, time
 import pytest, torch
 from conftest import SMALL, SMALL_GENERATOR
+from PIL import Image
 from maskbit.cache import TokenCache, write_cache
 from maskbit.cli import main
 from maskbit.config import InputError, TrainConfig
 from maskbit.shapes import Shapes
-from maskbit.shards import Shards, write_shards
+from maskbit.shards import Shards, scan_shard, write_shards
 from maskbit.tokenizer import Tokenizer
 from maskbit.training import batches
 
@@ -72,15 +73,65 @@ def test_a_class_is_a_folder_where_there_is_no_cls(photos, tmp_path):
     assert data.classes == ['left', 'right'] and len(data) == 12
 
 
-def test_a_cut_shard_of_others_is_named(shards, tmp_path):
+def test_cut_and_missing_shards_are_named(shards, tmp_path, fault):
+    "With the index by their size, without it by how they end."
+    os.truncate(shards/'000001.tar', (shards/'000001.tar').stat().st_size // 3); (shards/'000002.tar').unlink()
+    with pytest.raises(InputError, match='2 of the 3 shards of .* .000001.tar has .*, 000002.tar is missing'): Shards(str(shards), 32)
     (shards/'index.json').unlink()
-    os.truncate(shards/'000001.tar', (shards/'000001.tar').stat().st_size // 3); os.truncate(shards/'000002.tar', 512)
-    with pytest.raises(InputError, match='2 of 3 shards cannot be used .000001.tar: .*000002.tar: '): Shards(str(shards), 32, quiet=True)
-    assert not (shards/'index.json').exists()
+    with pytest.raises(InputError, match='2 of 3 shards cannot be used .000001.tar: .*000002.tar: '): Shards(f'{shards}/{{000000..000002}}.tar', 32, quiet=True)
+    assert not list((tmp_path/'home').rglob('*.json'))
+    fault('shard cut or missing', 'named with its size when the data set is opened, before anything is trained; no index is made of it')
+
+
+def test_a_shard_cut_anywhere_is_noticed(shards, tmp_path, fault):
+    whole, silent, cuts = (shards/'000000.tar').read_bytes(), 0, 300
+    want = scan_shard(shards/'000000.tar', print, decode=False)
+    for k in range(cuts):
+        (tmp_path/'cut.tar').write_bytes(whole[:random.Random(k).randrange(len(whole))])
+        try: silent += scan_shard(tmp_path/'cut.tar', lambda *a: None, decode=False) != want
+        except InputError: pass
+    assert silent == 0
+    fault('shard of others, cut anywhere', 'refused, or cut in the padding and complete', cuts=cuts, silently_short=silent)
+
+
+def test_a_flipped_bit_is_noticed(shards, fault):
+    data, path, flips, refused = Shards(str(shards), 32), shards/'000000.tar', 300, 0
+    whole, indices = path.read_bytes(), range(5)
+    want = data.fetch(indices, indices)['images']
+    for k in range(flips):
+        at, bit = random.Random(k).randrange(len(whole)), 1 << k % 8
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1:])
+        try: assert torch.equal(data.fetch(indices, indices)['images'], want)
+        except InputError: refused += 1
+    assert refused > flips // 2
+    fault('shard with a flipped bit', 'refused when a picture with it is read; elsewhere in the file it does not matter', flips=flips, refused=refused, other_pictures=0)
+
+
+class Bomb:
+    def __reduce__(self): return open, ('executed', 'w')
+
+
+def test_hostile_members_are_left_out(tmp_path, monkeypatch, fault):
+    (tmp_path/'s').mkdir(); (tmp_path/'work').mkdir(); monkeypatch.chdir(tmp_path/'work')
+    def file(image, kind, **kw): out = io.BytesIO(); image.save(out, kind, **kw); return out.getvalue()
+    good, members = file(Image.new('RGB', (40, 40), 'red'), 'JPEG'), {}
+    members |= {'ok.jpg': good, 'ok.cls': b'1', '../up.jpg': good, '../up.cls': b'1', '/tmp/abs.jpg': good, 'run.pkl': pickle.dumps(Bomb()), 'run.pyd': b'open("executed", "w")', 'run.pth': pickle.dumps(Bomb()),
+                'bomb.png': file(Image.new('1', (20_000, 20_000)), 'PNG'), 'bomb.cls': b'1', 'script.jpg': b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(executed) (w) file', 'huge.cls': b'9' * 40, 'e\x1b[2J.jpg': good}
+    with tarfile.open(tmp_path/'s'/'a.tar', 'w') as tar:
+        for name, data in members.items(): m = tarfile.TarInfo(name); m.size = len(data); tar.addfile(m, io.BytesIO(data))
+        for name, kind in {'link.jpg': tarfile.SYMTYPE, 'hard.jpg': tarfile.LNKTYPE, 'dev.jpg': tarfile.CHRTYPE, 'fifo.jpg': tarfile.FIFOTYPE}.items():
+            m = tarfile.TarInfo(name); m.type, m.linkname = kind, '/etc/passwd'; tar.addfile(m)
+    before, said = {p for p in tmp_path.rglob('*')}, []
+    data = Shards(str(tmp_path/'s'), 32, quiet=True, say=said.append)
+    assert len(data) == 1 and data.fetch([0], [0])['labels'].tolist() == [1]
+    left = sum(int(part.split()[0]) for part in said[-1].split('indexed: ')[1].split(', '))     # ok.jpg, ok.cls and bomb.cls, whose picture is counted, are not
+    assert left == len(members) - 3 + 4 and not any('\x1b' in line for line in said)
+    assert {p.name for p in set(tmp_path.rglob('*')) - before} <= {'index.json', 'home', 'maskbit'} | {p.name for p in tmp_path.rglob('*.lock')}
+    fault('hostile members', '.. and absolute names, links, devices, pickles, a decompression bomb, a script named .jpg: left out and counted; none run, nothing written outside the folder', members=len(members) + 4, left_out=left, used=1)
 
 
 @pytest.mark.parametrize('workers', ['0', '2'])
-def test_an_altered_shard_stops_the_run_and_the_right_one_continues_it(shards, tmp_path, capsys, workers):
+def test_an_altered_shard_stops_the_run_and_the_right_one_continues_it(shards, tmp_path, capsys, workers, fault):
     train(tmp_path/'whole', shards)
     right = {p: p.read_bytes() for p in shards.glob('*.tar')}
     for p, data in right.items():
@@ -91,13 +142,15 @@ def test_an_altered_shard_stops_the_run_and_the_right_one_continues_it(shards, t
     for p, data in right.items(): p.write_bytes(data)
     train(tmp_path/'stopped', shards, '--data.workers', workers)
     assert weights(tmp_path/'stopped') == weights(tmp_path/'whole')
+    fault('altered shard in a run', 'the run stops with a sentence that names it; with the right file the same command continues to the same weights', exit_code=e.value.code)
 
 
-def test_a_bad_copy_in_the_cache_is_fetched_again(shards, tmp_path, served):
+def test_a_bad_copy_in_the_cache_is_fetched_again(shards, tmp_path, served, fault):
     data = Shards(f'{served}/shards', 32)
     want = data.fetch(range(12), range(12))['images']
     for p in (tmp_path/'home'/'maskbit').glob('*.tar'): p.write_bytes(bytes(p.stat().st_size))
     assert torch.equal(data.fetch(range(12), range(12))['images'], want)
+    fault('local copy of a shard, altered', 'fetched again; the same pictures', shards=3)
 
 
 def test_the_cache_of_shards_stays_small(shards, tmp_path, served, monkeypatch):
@@ -108,7 +161,7 @@ def test_the_cache_of_shards_stays_small(shards, tmp_path, served, monkeypatch):
     assert len(list((tmp_path/'home'/'maskbit').glob('*.tar'))) == 1
 
 
-def test_a_killed_writer_of_shards_leaves_nothing_that_looks_finished(photos, tmp_path, monkeypatch):
+def test_a_killed_writer_of_shards_leaves_nothing_that_looks_finished(photos, tmp_path, monkeypatch, fault):
     addfile = tarfile.TarFile.addfile
     monkeypatch.setattr(tarfile.TarFile, 'addfile', lambda *args: (time.sleep(0.05), addfile(*args)))
     child = fork.Process(target=write_shards, args=(photos, tmp_path/'shards', 5), kwargs=dict(quiet=True, say=str))
@@ -119,6 +172,7 @@ def test_a_killed_writer_of_shards_leaves_nothing_that_looks_finished(photos, tm
     monkeypatch.undo()
     write_shards(photos, tmp_path/'shards', 5, quiet=True, say=str)
     assert len(Shards(str(tmp_path/'shards'), 32)) == 12 and not (tmp_path/'shards.tmp').exists()
+    fault('kill -9 while shards are written', 'no folder of shards; the same command writes it whole')
 
 
 def write(folder, workers=0):
@@ -126,21 +180,22 @@ def write(folder, workers=0):
     write_cache(Tokenizer.from_pretrained('shapes'), Shapes(length=400), folder, part=32, batch=8, quiet=True, say=str, workers=workers)
 
 
-def test_a_killed_tokenization_continues(tmp_path):
+def test_a_killed_tokenization_continues(tmp_path, fault):
     write(tmp_path/'whole')
     want, left = files(tmp_path/'whole'), []
     for k in range(8):
         child = fork.Process(target=write, args=(tmp_path/'killed',))
-        child.start(); time.sleep(random.Random(k).uniform(0.05, 0.4)); child.kill(); child.join()
+        child.start(); time.sleep(random.Random(k).uniform(0.1, 1.0)); child.kill(); child.join()
         left.append(len(list((tmp_path/'killed').glob('part-?????'))))
         if left[-1] < 13:
             with pytest.raises(InputError): TokenCache(tmp_path/'killed')
     assert left[0] < 13, 'killed too late to be a test'
     write(tmp_path/'killed', workers=2)
     assert files(tmp_path/'killed') == want
+    fault('kill -9 while tokens are written', 'refused as unfinished until the same command has finished it; then every file equals that of the uninterrupted run', kills=len(left), parts=13, finished_after_each=left)
 
 
-def test_processes_share_the_parts_and_do_those_of_one_that_dies(tmp_path):
+def test_processes_share_the_parts_and_do_those_of_one_that_dies(tmp_path, fault):
     write(tmp_path/'one')
     children = [fork.Process(target=write, args=(tmp_path/'three',)) for _ in range(3)]
     for c in children: c.start()
@@ -149,6 +204,19 @@ def test_processes_share_the_parts_and_do_those_of_one_that_dies(tmp_path):
     for c in children: c.join()
     assert [c.exitcode for c in children] == [-signal.SIGKILL, 0, 0]
     assert files(tmp_path/'three') == files(tmp_path/'one')
+    fault('one of three writers of tokens is killed', 'the other two write its parts; every file equals that of one process')
+
+
+def test_a_damaged_part_is_named_and_made_again(tmp_path, fault):
+    write(tmp_path/'one'); want, flips = files(tmp_path/'one'), 30
+    for k in range(flips):
+        name = random.Random(k).choice([n for n in want if 'part' in n])
+        at = random.Random(k).randrange(len(want[name])); data = want[name]
+        (tmp_path/'one'/name).write_bytes(data[:at] if k % 2 else data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
+        with pytest.raises(InputError, match=name.split('/')[0]): TokenCache(tmp_path/'one')
+        if k % 10 == 0: write(tmp_path/'one'); assert files(tmp_path/'one') == want
+        else: (tmp_path/'one'/name).write_bytes(data)
+    fault('token cache, cut or altered', 'refused, the part named; the same command makes that part again', damaged=flips, noticed=flips)
 
 
 def test_ranks_of_one_torchrun_share_the_parts(tmp_path):
