@@ -57,9 +57,9 @@ class GeneratorRun:
     "Stage II from a preset."
     out: Path                                                 # folder of the run; an unfinished run in it is continued
     config: Annotated[Stage2Config, tyro.conf.arg(name='')]   # the preset
-    tokens: Path | None = None                                # token cache, from `maskbit tokenize`; or else, to encode images in every step:
-    tokenizer: str = ''                                       # folder of a tokenizer, or the name of a bundled one
-    data: DataConfig = DataConfig()                           # its images
+    tokens: Path | None = None                                # token cache, from `maskbit tokenize`
+    tokenizer: str = ''                                       # folder or name of the tokenizer; without a cache, it encodes images in every step
+    data: DataConfig = DataConfig()                           # those images
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,11 @@ class TrainGenerator:
         from maskbit.images import open_data
         from maskbit.tokenizer import Tokenizer
         r, c, out = self.run, self.run.config, self.run.out
-        check((r.tokens is None) == bool(r.tokenizer), 'A generator learns from a token cache or from images: give --tokens, or else --tokenizer and --data.images.')
-        if r.tokens: cache = TokenCache(r.tokens)
-        else:
-            tok = Tokenizer.from_pretrained(r.tokenizer)
-            cache = OnTheFly(tok, open_data(r.data, tok.config.resolution, 'stage2', seed=c.train.seed))
+        check(r.tokens or r.tokenizer, 'A generator learns from a token cache or from images: give --tokens, or else --tokenizer and --data.images.')
+        tok = Tokenizer.from_pretrained(r.tokenizer) if r.tokenizer else None
+        cache = TokenCache(r.tokens) if r.tokens else OnTheFly(tok, open_data(r.data, tok.config.resolution, 'stage2', seed=c.train.seed))
         c = replace(c, model=replace(c.model, bits=cache.bits, side=cache.side, classes=len(cache.classes)))
-        train_generator(c, cache, out, workers=0 if r.tokens else r.data.workers)
+        train_generator(c, cache, out, tokenizer=tok, workers=0 if r.tokens else r.data.workers)
         print(f'The generator is in {out}/model.')
 
 # %% ../nbs/32_cli.ipynb #tokenize
