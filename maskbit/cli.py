@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'Demo', 'TokenizerRun', 'TrainTokenizer', 'GeneratorRun', 'TrainGenerator', 'Tokenize', 'WriteShards',
-           'Sample', 'Roadmap', 'Tables', 'TrainBundled', 'Plan', 'main']
+           'Plan', 'Sample', 'Roadmap', 'Tables', 'TrainBundled', 'main']
 
 # %% ../nbs/32_cli.ipynb #imports
 import os, sys
@@ -120,6 +120,24 @@ class WriteShards:
         index = write_shards(self.images, self.out, self.per_shard, self.seed)
         print(f'{sum(len(s["label"]) for s in index["shards"])} images of {len(index["classes"])} classes are in {len(index["shards"])} shards in {self.out}.')
 
+# %% ../nbs/32_cli.ipynb #plan
+@dataclass(frozen=True)
+class Plan:
+    "What a run will cost: parameters, operations, memory, images per second and days, from stated assumptions."
+    stage: tyro.conf.Positional[Literal['tokenizer', 'generator']]   # which of the two trainings
+    preset: tyro.conf.Positional[str] = 'paper-12bit'                # name of a preset
+    gpus: int = 8                              # number of GPUs
+    gpu: str = 'A100'                          # which: A100, H100, H200, L40S or RTX-4090
+    batch: int | None = None                   # images per step over all GPUs; the preset's if not given
+    microbatch: int | None = None              # images per GPU at a time; the preset's if not given
+    utilisation: float | None = None           # share of the GPU's bfloat16 peak; what the paper's own runs reached if not given
+    cached: bool = True                        # of the generator: from a token cache, or encoding in every step
+
+    def __call__(self):
+        from dataclasses import astuple
+        from maskbit.plan import plan, plan_text
+        print(plan_text(plan(*astuple(self))))
+
 # %% ../nbs/32_cli.ipynb #sample
 @dataclass(frozen=True)
 class Sample:
@@ -196,24 +214,6 @@ class TrainBundled:
     def __call__(self):
         from maskbit.bundled import train_bundled
         train_bundled(self.out)
-
-# %% ../nbs/32_cli.ipynb #plan
-@dataclass(frozen=True)
-class Plan:
-    "What a run will cost: parameters, operations, memory, images per second and days, from stated assumptions."
-    stage: tyro.conf.Positional[Literal['tokenizer', 'generator']]   # which of the two trainings
-    preset: tyro.conf.Positional[str] = 'paper-12bit'                # name of a preset
-    gpus: int = 8                              # number of GPUs
-    gpu: str = 'A100'                          # which: A100, H100, H200, L40S or RTX-4090
-    batch: int | None = None                   # images per step over all GPUs; the preset's if not given
-    microbatch: int | None = None              # images per GPU at a time; the preset's if not given
-    utilisation: float | None = None           # share of the GPU's bfloat16 peak; what the paper's own runs reached if not given
-    cached: bool = True                        # of the generator: from a token cache, or encoding in every step
-
-    def __call__(self):
-        from dataclasses import astuple
-        from maskbit.plan import plan, plan_text
-        print(plan_text(plan(*astuple(self))))
 
 # %% ../nbs/32_cli.ipynb #main
 COMMANDS = {'demo': Demo, 'shards': WriteShards, 'train-tokenizer': TrainTokenizer, 'tokenize': Tokenize, 'train-generator': TrainGenerator, 'sample': Sample,
