@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 import torch
+from .cache import write_cache
 from .classifier import ClassifierRun, ClassifierStage
 from .config import STAGE1, STAGE2
 from .demo import measure
@@ -19,7 +20,6 @@ from .shapes import Shapes
 from .stage1 import train_tokenizer
 from .storage import provenance
 from .tokenizer import Tokenizer
-from .tokens import TokenCache, write_cache
 from .training import fit, read_log
 
 # %% ../nbs/35_bundled.ipynb #train-bundled
@@ -37,7 +37,7 @@ def train_bundled(out): # folder of the runs
         train_judge(out/kind, seed, title=kind).cpu().save_pretrained(assets/f'shapes-{kind}', dtype=torch.float16)
     tok = train_tokenizer(STAGE1['shapes'], Shapes(), out/'tokenizer')
     tok.cpu().save_pretrained(assets/'shapes-tokenizer', dtype=torch.float16)
-    cache = TokenCache(out/'tokens') if (out/'tokens').exists() else write_cache(tok, Shapes(), out/'tokens')
+    cache = write_cache(tok, Shapes(), out/'tokens')
     gen = train_generator(STAGE2['shapes'], cache, out/'generator')
     gen.cpu().save_pretrained(assets/'shapes-generator', dtype=torch.float16)
     metrics, _ = measure(Tokenizer.from_pretrained('shapes'), Generator.from_pretrained('shapes'), 1000)

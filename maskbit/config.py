@@ -147,7 +147,7 @@ class TrainConfig:
 @dataclass(frozen=True)
 class DataConfig:
     "Where images come from and how they are prepared."
-    images: str = 'shapes'       # 'shapes', or a folder; its sub-folders are the classes
+    images: str = 'shapes'       # shapes, a folder whose sub-folders are the classes, or shards: a folder, URL or pipe:command (notebook 28)
     workers: int = 0             # processes that decode images
     difficulty: float = 0.5      # of Shapes, 0 (plain) to 1 (any pose, strong texture)
     train_size: int = 50_000     # of Shapes, images in the training split

@@ -10,6 +10,7 @@ import base64, json
 from importlib.resources import files
 from pathlib import Path
 import torch
+from .cache import write_cache
 from .config import STAGE1, STAGE2
 from .generator import Generator, train_generator
 from .metrics import agreement, evaluate_tokenizer, frechet_distance
@@ -18,7 +19,7 @@ from .shapes import Shapes
 from .stage1 import train_tokenizer
 from .storage import provenance
 from .tokenizer import Tokenizer
-from .tokens import TokenCache, flip, write_cache
+from .tokens import flip
 from .training import read_log
 
 # %% ../nbs/34_demo.ipynb #measure
@@ -72,8 +73,8 @@ def demo(folder,                     # where everything goes; an unfinished demo
     folder = Path(folder)
     data = Shapes(stage1.model.resolution, length=stage1.data.train_size, difficulty=stage1.data.difficulty)
     tok = train_tokenizer(stage1, data, folder/'tokenizer', quiet=quiet)
-    data.length, tokens = images, folder/'tokens'
-    cache = TokenCache(tokens) if tokens.exists() else write_cache(tok, data, tokens, quiet=quiet)
+    data.length = images
+    cache = write_cache(tok, data, folder/'tokens', quiet=quiet)
     gen = train_generator(stage2, cache, folder/'generator', quiet=quiet)
     results = {}
     for name, (t, g) in {'this demo': (tok, gen), 'bundled': (Tokenizer.from_pretrained('shapes'), Generator.from_pretrained('shapes'))}.items():

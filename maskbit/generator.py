@@ -120,9 +120,14 @@ class GeneratorStage(Stage):
         t, c = self.config.train, self.config.model
         return draw_mask(t.seed, torch.arange(step * t.batch, (step + 1) * t.batch, device=device), c.positions, c.groups, self.config.loss.schedule).sum() / t.batch
 
+    def indices(self, batch):
+        "The tokens (B, n) of a batch: stored, or of its images, which autocast must not touch."
+        if 'indices' in batch: return batch['indices']
+        with torch.autocast(batch['images'].device.type, enabled=False): return self.tokenizer.encode(batch['images']).flatten(1)
+
     def loss(self, name, batch, step):
         c, cfg, seed, n = self.config.model, self.config.loss, self.config.train.seed, batch['n']
-        groups, mask = split_groups(batch['indices'], c.bits, c.groups), draw_mask(seed, n, c.positions, c.groups, cfg.schedule)
+        groups, mask = split_groups(self.indices(batch), c.bits, c.groups), draw_mask(seed, n, c.positions, c.groups, cfg.schedule)
         dropped = uniform(seed, 'label', n) < cfg.label_dropout
         logits = self.parts[name].model(groups, mask, batch['labels'].masked_fill(dropped, c.classes)).float()
         each = F.cross_entropy(logits.flatten(0, 2), groups.flatten(), label_smoothing=cfg.label_smoothing, reduction='none').view_as(mask)
@@ -138,7 +143,7 @@ class GeneratorStage(Stage):
         "Cross-entropy, in nats, and accuracy over the hidden groups, each sample masked the same way every time."
         sums, c = [], self.config.model
         for b in batches:
-            groups, mask = split_groups(b['indices'], c.bits, c.groups), draw_mask('evaluate', b['n'], c.positions, c.groups, self.config.loss.schedule)
+            groups, mask = split_groups(self.indices(b), c.bits, c.groups), draw_mask('evaluate', b['n'], c.positions, c.groups, self.config.loss.schedule)
             logp = model(groups, mask, b['labels']).float().log_softmax(-1)
             each = logp.gather(-1, groups[..., None])[..., 0]                      # (B, n, N)
             sums.append(torch.stack([-(each * mask).sum(), ((logp.argmax(-1) == groups) & mask).sum(), mask.sum()]).double().cpu())
@@ -150,13 +155,13 @@ class GeneratorStage(Stage):
 
 # %% ../nbs/22_maskbit.ipynb #train
 def train_generator(config: Stage2Config, # everything about the run
-                    cache,                # a `TokenCache`
+                    cache,                # a `TokenCache`, or `OnTheFly`
                     run,                  # folder of the run; an unfinished one is continued
                     valid=None,           # a `TokenCache` of held-out images, for `train.eval_every`
                     tokenizer=None,       # the `Tokenizer` of the cache, to look at samples during training
                     **kwargs):            # workers, quiet: as for `fit`
     "Stage II from start to end; returns the averaged generator, also saved as `run/model`."
-    c = config.model
+    c, tokenizer = config.model, tokenizer or getattr(cache, 'encoder', None)
     check((c.bits, c.side) == (cache.bits, cache.side),
           f'The tokens are {cache.side} x {cache.side} of {cache.bits} bits and the generator wants {c.side} x {c.side} of {c.bits}: set model.bits={cache.bits} and model.side={cache.side}.')
     check(c.classes == len(cache.classes), f'The tokens have {len(cache.classes)} classes and the generator {c.classes}: set model.classes={len(cache.classes)}.')

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import torch
 from .ablation import RESULTS, markdown_table, read_results, record, spread
+from .cache import write_cache
 from .config import SAMPLING, STAGE1, STAGE2, SampleConfig, change, check
 from .generator import Generator, train_generator
 from .metrics import agreement, frechet_distance
@@ -18,7 +19,7 @@ from .sampling import sample
 from .shapes import Shapes
 from .stage1 import train_tokenizer
 from .tokenizer import Tokenizer
-from .tokens import TokenCache, token_changes, write_cache
+from .tokens import token_changes
 from .training import read_log
 
 # %% ../nbs/24_ablations.ipynb #row
@@ -78,7 +79,7 @@ def _measured(row, one, two, cfg, folder, images, count, quiet):
     "Train one row as far as it is not trained, and measure it."
     tok, generator = _tokenizer(one, folder, quiet), folder/row.generator
     data = Shapes(one.model.resolution, length=images)
-    cache = TokenCache(folder/'tokens') if (folder/'tokens').exists() else write_cache(tok, data, folder/'tokens', quiet=quiet)
+    cache = write_cache(tok, data, folder/'tokens', quiet=quiet)
     gen = train_generator(two, cache, generator, quiet=quiet).cpu()
     return measure_samples(tok, gen, cfg, two.train.seed, count) | {'train_seconds': read_log(generator)[-1]['seconds']}
 

@@ -18,7 +18,7 @@ def train(kind, run, config, cache, workers=0, valid=None, data=None, quiet=True
     from maskbit.generator import train_generator
     from maskbit.shapes import Shapes
     from maskbit.stage1 import train_tokenizer
-    from maskbit.tokens import TokenCache
+    from maskbit.cache import TokenCache
     if kind == 'tokenizer': return train_tokenizer(config, data or Shapes(16, length=64), run, workers=workers, quiet=quiet, valid=valid)
     return train_generator(config, data or TokenCache(cache), run, workers=workers, quiet=quiet, valid=valid)
 

@@ -44,7 +44,7 @@ def cache(tmp_path_factory):
     "A token cache of 64 Shapes."
     from maskbit.shapes import Shapes
     from maskbit.tokenizer import Tokenizer
-    from maskbit.tokens import write_cache
+    from maskbit.cache import write_cache
     folder = tmp_path_factory.mktemp('cache')/'tokens'
     write_cache(Tokenizer.from_pretrained('shapes'), Shapes(length=64), folder, quiet=True)
     return folder

@@ -84,7 +84,7 @@ def test_each_by_itself_would_differ(cache, tmp_path):
 @pytest.mark.parametrize('kind', CONFIG)
 def test_evaluation_is_shared_out_and_changes_nothing(kind, cache, tmp_path):
     from maskbit.shapes import Shapes
-    from maskbit.tokens import TokenCache
+    from maskbit.cache import TokenCache
     held_out = Shapes(16, 'validation', length=30) if kind == 'tokenizer' else TokenCache(cache)
     config = change(CONFIG[kind], {'train.steps': 6, 'train.eval_every': 2, 'train.eval_size': 30, 'train.keep': 1, 'train.save_every': 6})
     train(kind, tmp_path/'one', config, cache, valid=held_out)
@@ -118,7 +118,7 @@ def test_weights_and_biases(cache, tmp_path, monkeypatch):
     from importlib.machinery import ModuleSpec
     from maskbit.generator import train_generator
     from maskbit.tokenizer import Tokenizer
-    from maskbit.tokens import TokenCache
+    from maskbit.cache import TokenCache
     account = Account(); account.__spec__ = ModuleSpec('wandb', None)
     monkeypatch.setitem(sys.modules, 'wandb', account)
     tokens, tok = TokenCache(cache), Tokenizer.from_pretrained('shapes')

@@ -27,7 +27,7 @@ def test_folder_of_photographs(photos, tmp_path, capsys):
 
 def test_no_sub_folders_means_one_class(photos, tmp_path):
     main(['tokenize', '--tokenizer', 'shapes', '--data.images', str(photos/'left'), '--out', f'{tmp_path}/tokens'])
-    from maskbit.tokens import TokenCache
+    from maskbit.cache import TokenCache
     assert TokenCache(tmp_path/'tokens').classes == ['left']
 
 
@@ -50,7 +50,7 @@ def test_a_stopped_generator_continues_to_the_same_weights(tmp_path):
     main(['tokenize', '--tokenizer', 'shapes', '--out', f'{tmp_path}/tokens', '--data.train_size', '64'])
     from maskbit.config import STAGE2
     from maskbit.generator import train_generator
-    from maskbit.tokens import TokenCache
+    from maskbit.cache import TokenCache
     from dataclasses import replace
     c = STAGE2['tiny']
     c = replace(c, model=replace(c.model, width=32, heads=2, depth=1, mlp=64), train=replace(c.train, steps=6, batch=4, microbatch=2, save_every=2))
