@@ -52,7 +52,8 @@ class TrainTokenizer:
         from maskbit.images import open_data
         from maskbit.stage1 import train_tokenizer
         c, out = self.run.config, self.run.out
-        start = c.loss.gan_start
+        start, images = c.loss.gan_start, Path(c.data.images)
+        check(not (images.is_dir() and out.resolve().is_relative_to(images.resolve())), f'out is {out}, inside the images in {images}: choose another folder.')
         _say(f'The discriminator joins at step {start} of {c.train.steps}.' if start < c.train.steps else f'Without a discriminator: it would join at step {start}, after the end (--loss.gan-start).')
         valid, held_out = None, c.data.validation or c.data.images
         check(not c.train.eval_every or c.data.validation or held_out == 'shapes', 'There are no held-out images for --train.eval_every: give a folder with --data.validation.')
@@ -103,7 +104,7 @@ class Tokenize:
     tokenizer: str                   # a folder, or a name, as for `sample`
     out: Path                        # folder of the token cache
     data: DataConfig = DataConfig()  # the images
-    views: int = 1                   # augmented views of each image
+    views: int = 1                   # augmented views of each image; more are better for training than one frozen crop and flip
     seed: int = 0                    # of the augmentation
 
     def __call__(self):
@@ -221,7 +222,9 @@ class Evaluate:
                 yield b['images'].to(_device())
         metrics = evaluate_tokenizer(tok, images('reconstruct', labels), self.inception)
         if gen:
-            if len(data.classes) != gen.config.classes: labels = (torch.arange(n) % gen.config.classes).split(64)
+            if len(data.classes) != gen.config.classes:
+                print(f'The images have {len(data.classes)} classes and the generator {gen.config.classes}: pictures are drawn evenly over its own.')
+                labels = (torch.arange(n) % gen.config.classes).split(64)
             drawn = (sample(gen, tok, l, seed_of(self.seed, 'part', i)).to(_device()) for i, l in enumerate(tqdm(labels, desc='sample', unit='batch', dynamic_ncols=True)))
             metrics |= {f'{k} of samples': v for k, v in frechet_distance(drawn, images('reference', []), self.inception).items()}
         about = asdict(self) | {'out': str(self.out), 'sample': asdict(gen.config.sample) if gen else None}
@@ -327,6 +330,8 @@ class FindNeighbours:
         check(self.count >= 1 and self.out.suffix.lower() in ('.png', '.jpg'), f'count is {self.count} and out is {self.out}: draw at least 1, and give the name of a .png or .jpg file.')
         gen, tok, cache = Generator.from_pretrained(self.generator), Tokenizer.from_pretrained(self.tokenizer), TokenCache(self.tokens)
         check(cache.tokenizer == fingerprint(tok), f'The tokens in {self.tokens} were made by another tokenizer: make them with this one, by `maskbit tokenize`.')
+        check(gen.config.bits == tok.config.bits, f'The generator draws tokens of {gen.config.bits} bits and the tokenizer reads {tok.config.bits}: use the tokenizer it was trained with.')
+        check(len(cache) >= 10, f'{self.tokens} holds {len(cache)} pictures: at least 10 are needed.')
         near, labels = Neighbours(tok, cache.packed, cache.side), torch.arange(self.count) % gen.config.classes
         drawn = sample_tokens(gen, labels, gen.config.sample, self.seed).view(-1, cache.side, cache.side)
         found = near.by_bits(drawn), near.by_perception(drawn)

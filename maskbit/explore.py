@@ -366,13 +366,14 @@ def explorer(kind,               # one of `KINDS`
 
 # %% ../nbs/26_explore.ipynb #write-notebook
 def write_notebook(kind, folder, **names): # one of `KINDS`; where to; as for `explorer`
-    "The notebook FOLDER/KIND.ipynb with that explorer, left as it is if it is there already; returns its path."
-    import json
-    path = Path(folder)/f'{kind}.ipynb'
+    "A notebook FOLDER/KIND.ipynb with that explorer; one that is there already is left as it is, and used if it has the same explorer. Returns its path."
+    import itertools, json
+    call = 'explorer(' + ', '.join([repr(kind)] + [f'{k}={v!r}' for k, v in names.items()]) + ')'
+    free = (Path(folder)/f'{kind}{n}.ipynb' for n in itertools.chain([''], (f'-{i}' for i in itertools.count(2))))
+    path = next(p for p in free if not p.exists() or call in p.read_text(errors='replace'))
     if not path.exists():
-        call = ', '.join([repr(kind)] + [f'{k}={v!r}' for k, v in names.items()])
         cells = [dict(cell_type='markdown', id='title', metadata={}, source=f'{KINDS[kind]} Run the cell below: Shift-Enter.'),
-                 dict(cell_type='code', id='explorer', metadata={}, execution_count=None, outputs=[], source=f'from maskbit.explore import explorer\n\nexplorer({call}).show()')]
+                 dict(cell_type='code', id='explorer', metadata={}, execution_count=None, outputs=[], source=f'from maskbit.explore import explorer\n\n{call}.show()')]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(dict(cells=cells, nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')))))
     return path

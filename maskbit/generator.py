@@ -167,5 +167,6 @@ def train_generator(config: Stage2Config, # everything about the run
     check(c.classes == len(cache.classes), f'The tokens have {len(cache.classes)} classes and the generator {c.classes}: set model.classes={len(cache.classes)}.')
     check(not valid or valid.tokenizer == cache.tokenizer, 'The held-out tokens are those of another tokenizer: make both caches with the same one.')
     check(not tokenizer or fingerprint(tokenizer) == cache.tokenizer, 'The tokens are those of another tokenizer than the one to look at samples with: give the one that made them.')
+    check(valid is None or (valid.classes, valid.tokenizer) == (cache.classes, cache.tokenizer), 'The held-out tokens have other classes, or come from another tokenizer: make them with `maskbit tokenize`, from images in the same sub-folders.')
     config = change(config, {'model.tokenizer': cache.tokenizer})
     return fit(lambda device: GeneratorStage(config, device, tokenizer), cache, run, config, title='generator', valid=valid, **kwargs)

@@ -7,7 +7,7 @@ __all__ = ['on_each', 'torchrun', 'to_words', 'slurm_script', 'arithmetic', 'rea
            'launch_words']
 
 # %% ../nbs/30_launch.ipynb #imports
-import os, shlex, signal, subprocess, sys
+import os, re, shlex, signal, subprocess, sys
 import torch
 from .config import Machines, check, to_json
 from .runs import Stopped, StopSignal
@@ -79,13 +79,15 @@ def run_torchrun(words, machines: Machines): # as for `torchrun`
     def deaf(): signal.signal(signal.SIGUSR1, signal.SIG_IGN)            # torchrun would die of it; its workers listen
     with subprocess.Popen(torchrun(words, machines), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, start_new_session=True, preexec_fn=deaf) as child:
         with StopSignal(lambda number: child.terminate()) as signals:
-            tail = ''
+            tail, wrong = '', None
             while text := child.stdout.read1().decode(errors='replace'):
+                if not wrong and (wrong := re.search(r'^maskbit: (.+)$', text, re.M)) and 'could not be read or written' not in text: child.terminate()   # starting again would not help
                 if signals.stop: tail += text
                 else: print(text, end='', flush=True)
             code = child.wait()
     print(tail[:tail.rfind('Traceback')] if 'SignalException' in tail else tail, end='')    # torchrun reports the signal it was sent as an error of its own
     if signals.stop: raise Stopped(signals.stop)
+    check(code == 0 or not wrong, wrong and wrong[1])
     check(code == 0, f'The training ended with exit code {code}, and the lines above say why: the same command continues it from its last checkpoint.')
 
 # %% ../nbs/30_launch.ipynb #launch

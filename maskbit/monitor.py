@@ -70,10 +70,10 @@ class Log:
 
     def clock(self, step): self.mark = step, time.time()      # the next rate is counted from here
 
-    def write(self, step, terms): # {name: number, or list of numbers}
-        now, (before, then) = time.time(), self.mark
-        row = terms | {'images_per_s': round(self.batch * (step - before) / max(now - then, 1e-9), 1), 'memory_gib': round(_memory(), 3)}
-        with self.path.open('a') as f: f.write(json.dumps({'step': step, 'seconds': round(now - self.begin, 2)} | row) + '\n')
+    def write(self, step, terms, done): # {name: number, or list of numbers}; when the step was done, before any evaluation
+        before, then = self.mark
+        row = terms | {'images_per_s': round(self.batch * (step - before) / max(done - then, 1e-9), 1), 'memory_gib': round(_memory(), 3)}
+        with self.path.open('a') as f: f.write(json.dumps({'step': step, 'seconds': round(time.time() - self.begin, 2)} | row) + '\n')
         numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))} | {f'{k}/{i}': x for k, v in row.items() if isinstance(v, list) for i, x in enumerate(v)}
         if 'skipped' in row: numbers['skipped'] = len(row['skipped'])
         for sink in self.sinks: sink.scalars(step, numbers)

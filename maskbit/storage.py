@@ -217,13 +217,18 @@ def save_checkpoint(run,      # folder of the run
 
 def latest_checkpoint(run,         # folder of the run
                       say=print):  # told about each damaged checkpoint that is passed over
-    "The newest intact checkpoint as (step, tensors, scalars), or None; removes what a killed save left behind."
-    root = Path(run)/'checkpoints'
+    "The newest intact checkpoint as (step, tensors, scalars), or None if none was ever written; sets damaged ones aside, removes what a killed save left behind, and raises `InputError` if all are damaged."
+    root, found, aside = Path(run)/'checkpoints', None, []
     for tmp in root.glob('*.tmp'): shutil.rmtree(tmp)
-    for folder in sorted(root.glob('step-*'), reverse=True):
+    for folder in sorted(root.glob('step-' + '[0-9]' * 8), reverse=True):
         wrong = damage(folder)
-        if not wrong: return int(folder.name[5:]), load_file(folder/'tensors.safetensors'), json.loads((folder/'scalars.json').read_text())
-        say(f'Passing over a damaged checkpoint: {wrong}.'); shutil.rmtree(folder)
+        if not wrong: found = int(folder.name[5:]), load_file(folder/'tensors.safetensors'), json.loads((folder/'scalars.json').read_text()); break
+        aside.append((folder, wrong))
+    check(found or not aside, f'No checkpoint in {root} is whole ({"; ".join(w for _, w in aside)}): put a copy of one there, or remove the folder {run} to start again.')
+    for folder, wrong in aside:
+        other = folder.with_name(f'damaged-{folder.name}'); shutil.rmtree(other, ignore_errors=True); folder.rename(other)
+        say(f'Passing over a damaged checkpoint: {wrong}; it is now called {other.name}.')
+    return found
 
 # %% ../nbs/04_storage.ipynb #provenance
 @functools.cache

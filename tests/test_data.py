@@ -140,6 +140,8 @@ def test_an_altered_shard_stops_the_run_and_the_right_one_continues_it(shards, t
     with pytest.raises(SystemExit) as e: train(tmp_path/'stopped', shards, '--data.workers', workers)
     said = capsys.readouterr().err
     assert e.value.code == 2 and 'Traceback' not in said and said.splitlines()[-1].startswith('maskbit: ') and 'was altered' in said.splitlines()[-1]
+    again = [sys.executable, '-m', 'maskbit', 'train-tokenizer', 'tiny', '--out', f'{tmp_path}/stopped', '--data.images', str(shards), *SMALL, '--data.workers', workers]
+    assert subprocess.run(again, capture_output=True, timeout=120).returncode == 2           # the process ends, and its loaders with it
     for p, data in right.items(): p.write_bytes(data)
     train(tmp_path/'stopped', shards, '--data.workers', workers)
     assert weights(tmp_path/'stopped') == weights(tmp_path/'whole')
@@ -167,12 +169,12 @@ def test_a_killed_writer_of_shards_leaves_nothing_that_looks_finished(photos, tm
     monkeypatch.setattr(tarfile.TarFile, 'addfile', lambda *args: (time.sleep(0.05), addfile(*args)))
     child = fork.Process(target=write_shards, args=(photos, tmp_path/'shards', 5), kwargs=dict(quiet=True, say=str))
     child.start()
-    while not (tmp_path/'shards.tmp'/'000001.tar').exists(): time.sleep(0.01)
+    while not (tmp_path/'shards.maskbit.tmp'/'000001.tar').exists(): time.sleep(0.01)
     child.kill(); child.join()
     assert not (tmp_path/'shards').exists()
     monkeypatch.undo()
     write_shards(photos, tmp_path/'shards', 5, quiet=True, say=str)
-    assert len(Shards(str(tmp_path/'shards'), 32)) == 12 and not (tmp_path/'shards.tmp').exists()
+    assert len(Shards(str(tmp_path/'shards'), 32)) == 12 and not (tmp_path/'shards.maskbit.tmp').exists()
     fault('kill -9 while shards are written', 'no folder of shards; the same command writes it whole')
 
 
@@ -200,7 +202,7 @@ def test_processes_share_the_parts_and_do_those_of_one_that_dies(tmp_path, fault
     write(tmp_path/'one')
     children = [fork.Process(target=write, args=(tmp_path/'three',)) for _ in range(3)]
     for c in children: c.start()
-    while not list((tmp_path/'three').glob('part-?????.tmp')): time.sleep(0.005)
+    while not list((tmp_path/'three').glob('part-?????.maskbit.tmp')): time.sleep(0.005)
     children[0].kill()
     for c in children: c.join()
     assert [c.exitcode for c in children] == [-signal.SIGKILL, 0, 0]

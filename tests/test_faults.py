@@ -15,9 +15,9 @@ def test_kill_9_at_twenty_moments(kind, cache, tmp_path, fault):
     whole = start(kind, tmp_path/'whole', config, cache); whole.join(); assert whole.exitcode == 0
     for k in range(kills):
         get, tell = CONTEXT.Pipe(duplex=False)
-        p = start(kind, tmp_path/'killed', config, cache, workers=2 * (k % 4 // 2), tell=tell, slow=0.015)
+        p = start(kind, tmp_path/'killed', config, cache, workers=2 * (k % 4 // 2), tell=tell, slow=0.05)
         tell.close()
-        event, count = ('fsync', rng.choice([1, 2, 3, 4, 6, 7, 8, 9])) if k % 2 else ('step', rng.randint(1, 5))
+        event, count = ('fsync', rng.choice([1, 2, 3, 4, 5, 6, 8, 9, 10, 11])) if k % 2 else ('step', rng.randint(1, 5))
         while count: count -= get.recv() == event
         time.sleep(rng.uniform(0, 0.01)); p.kill(); p.join()
         assert p.exitcode == -signal.SIGKILL, 'it had finished: killed too late to be a test'
