@@ -18,7 +18,7 @@ from .config import STAGE1, STAGE2, InputError, Machines, Stage1Config, Stage2Co
 # %% ../nbs/32_cli.ipynb #demo
 @dataclass(frozen=True)
 class Demo:
-    "Train, generate, measure and report on Shapes, in about five minutes on two CPU cores."
+    "Train, generate, measure and report on Shapes, in a few minutes on two CPU cores."
     out: Path = Path('maskbit-demo') # folder for pictures, metrics.json and report.html; an unfinished demo in it is continued
 
     def __call__(self):

@@ -346,21 +346,22 @@ def explorer(kind,               # one of `KINDS`
              generator='shapes', # likewise; not used by bits
              images='shapes',    # shapes, or a folder of images
              count=2000):        # of neighbours: training pictures to search
-    "The explorer of that kind, ready to `show()`; its pictures are the first twelve of the images."
+    "The explorer of that kind, ready to `show()`; its pictures are twelve from all over the images."
     from tqdm.auto import trange
     from maskbit.generator import Generator
     from maskbit.tokenizer import Tokenizer
     check(kind in KINDS, f'There is no explorer {kind!r}: choose one of {", ".join(KINDS)}.')
     tok = Tokenizer.from_pretrained(tokenizer)
     def data(split): return open_data(DataConfig(images), tok.config.resolution, 'eval', split, quiet=True)
-    def fetch(data, first, last): return data.fetch(range(first, min(last, len(data))), range(first, min(last, len(data))))['images']
-    if kind == 'bits': return BitExplorer(tok, fetch(data('validation'), 0, 12))
+    def spread(data, n): return [i * len(data) // min(n, len(data)) for i in range(min(n, len(data)))]     # from every class, where they lie in order
+    def twelve(data): rows = spread(data, 12); return data.fetch(rows, rows)['images']
+    if kind == 'bits': return BitExplorer(tok, twelve(data('validation')))
     gen = Generator.from_pretrained(generator).eval()
     check((gen.config.bits, gen.config.side) == (tok.config.bits, tok.config.side), 'The generator draws tokens of another size than the tokenizer reads: use the tokenizer it was trained with.')
     if kind == 'sampling': return SamplingExplorer(gen, tok)
-    if kind == 'editing': return EditExplorer(gen, tok, fetch(data('validation'), 0, 12))
-    train = data('train')
-    codes = [tok.encode(fetch(train, i, min(i + 64, count))).flatten(1) for i in trange(0, min(count, len(train)), 64, desc='encode training pictures', unit='batch', leave=False)]
+    if kind == 'editing': return EditExplorer(gen, tok, twelve(data('validation')))
+    train = data('train'); rows = spread(train, count)
+    codes = [tok.encode(train.fetch(rows[i:i + 64], rows[i:i + 64])['images']).flatten(1) for i in trange(0, len(rows), 64, desc='encode training pictures', unit='batch', leave=False)]
     drawn = sample_tokens(gen, torch.arange(12) % gen.config.classes, gen.config.sample).view(12, tok.config.side, tok.config.side)
     return NeighbourExplorer(Neighbours(tok, pack(torch.cat(codes), tok.config.bits), tok.config.side), drawn)
 
