@@ -149,4 +149,5 @@ def show_sensitivity(results=RESULTS): # folder of the results
         ax.set(xticks=range(len(ts)), xticklabels=ts, yticks=range(len(ss)), yticklabels=ss, xlabel='t', title=f'm = {m}')
     axes[0].set_ylabel('s')
     noise = sum(spread(rows, 'frechet_shapes')[1] for rows in measured.values()) / len(measured)
-    fig.suptitle(f'Fréchet distance, mean over seeds (half of their range: {noise:.2f} on average)', fontsize=9); plt.show()
+    counts = {r['config']['count'] for rows in measured.values() for r in rows}
+    fig.suptitle(f'Fréchet distance of {" and ".join(map(str, counts))} samples, mean over seeds (half of their range: {noise:.2f} on average)', fontsize=9); plt.show()
