@@ -88,10 +88,13 @@ class Page:
     def choose(self, name, value): self.page.get_by_label(name, exact=True).select_option(value)
 
     def slide(self, name, *keys, handle=0):
-        "Move a slider by keyboard."
-        box = self.page.locator('.widget-slider', has=self.page.get_by_text(name, exact=True))
-        box.locator('.noUi-handle').nth(handle).focus()
-        for key in keys: self.page.keyboard.press(key)
+        "Move a slider by keyboard, at the pace of a person: a key that is pressed before the kernel has answered the last one can be lost."
+        knob = self.page.locator('.widget-slider', has=self.page.get_by_text(name, exact=True)).locator('.noUi-handle').nth(handle)
+        knob.focus()
+        for key in keys:
+            before = knob.get_attribute('aria-valuenow'); self.page.keyboard.press(key)
+            playwright.expect(knob).not_to_have_attribute('aria-valuenow', before)
+            self.page.wait_for_timeout(200)
 
     def upload(self, name, content):
         with self.page.expect_file_chooser() as chooser: self.page.get_by_role('button', name=re.compile('Upload a picture')).click()
