@@ -1,4 +1,4 @@
 "`python -m maskbit` is the `maskbit` command."
-from maskbit.cli import main
+from maskbit.use.cli import main
 
 main()

@@ -1,10 +1,12 @@
 "Trainings so small that a test can afford to kill twenty of them, in child processes that need not import torch again."
 import multiprocessing, os, socket, time
 import torch
-from maskbit.config import STAGE1, STAGE2, change
+from maskbit.base.presets import STAGE1, STAGE2
+from maskbit.base.trees import change
 
 CONTEXT = multiprocessing.get_context('forkserver')                # children are forked from a process that has imported everything and started nothing
-CONTEXT.set_forkserver_preload(['maskbit.stage1', 'maskbit.generator', 'maskbit.shapes', 'maskbit.tokens', 'maskbit.cli', 'maskbit.metrics', 'accelerate', 'tqdm.auto',
+CONTEXT.set_forkserver_preload(['maskbit.stage1.tokenizer_training', 'maskbit.stage2.generator_training', 'maskbit.base.shapes', 'maskbit.use.cli',
+                                'maskbit.base.metrics', 'accelerate', 'tqdm.auto',
                                 'torchmetrics.functional.image', 'torch_fidelity.metric_fid', 'torch.utils.tensorboard'])
 TRAIN = {'train.batch': 4, 'train.microbatch': 4, 'train.steps': 60, 'train.save_every': 2, 'train.log_every': 1, 'train.precision': 'float32'}
 TOKENIZER = change(STAGE1['tiny'], TRAIN | {'model.bits': 6, 'model.resolution': 16, 'model.base_channels': 8, 'model.channel_mult': (1, 2), 'model.blocks': 1, 'model.embedding': 8,
@@ -15,25 +17,25 @@ CONFIG = {'tokenizer': TOKENIZER, 'generator': GENERATOR}
 
 def train(kind, run, config, cache, workers=0, valid=None, data=None, quiet=True):
     "One training in this process."
-    from maskbit.generator import train_generator
-    from maskbit.shapes import Shapes
-    from maskbit.stage1 import train_tokenizer
-    from maskbit.cache import TokenCache
+    from maskbit.stage2.generator_training import train_generator
+    from maskbit.base.shapes import Shapes
+    from maskbit.stage1.tokenizer_training import train_tokenizer
+    from maskbit.stage2.token_cache import TokenCache
     if kind == 'tokenizer': return train_tokenizer(config, data or Shapes(16, length=64), run, workers=workers, quiet=quiet, valid=valid)
     return train_generator(config, data or TokenCache(cache), run, workers=workers, quiet=quiet, valid=valid)
 
 
 def child(kind, run, config, cache, workers=0, tell=None, slow=0.0, env=None, data=None, valid=None):
     "The same in a child; tells `step` before each step and `fsync` before each flush to the disk, which then takes `slow` seconds longer."
-    import maskbit.storage, maskbit.training
-    from maskbit.training import Stopped
+    from maskbit.base import storage, training
+    from maskbit.base.training import Stopped
     multiprocessing.set_start_method('fork', force=True)             # for the loader's workers
     torch.set_num_threads(1); os.environ.update(env or {})
-    step, fsync = maskbit.training.train_step, maskbit.storage._fsync
+    step, fsync = training.train_step, storage._fsync
     if tell:
         def told_step(*args): tell.send('step'); return step(*args)
         def told_fsync(path): tell.send('fsync'); time.sleep(slow); fsync(path)
-        maskbit.training.train_step, maskbit.storage._fsync = told_step, told_fsync
+        training.train_step, storage._fsync = told_step, told_fsync
     try: train(kind, run, config, cache, workers, data=data, valid=valid)
     except Stopped as e: os._exit(128 + e.signal)
 
@@ -59,7 +61,7 @@ def state(run, step):
 
 def losses(run):
     "The rows of the log without what depends on the clock."
-    from maskbit.monitor import read_log
+    from maskbit.base.monitor import read_log
     return [{k: v for k, v in r.items() if k not in ('seconds', 'images_per_s', 'memory_gib')} for r in read_log(run)]
 
 

@@ -1,4 +1,4 @@
-import matplotlib.cbook, numpy as np, pytest, torch
+import matplotlib.cbook, pytest, torch
 from PIL import Image
 
 torch.set_num_threads(1)
@@ -31,7 +31,7 @@ def fault(request):
     def record(name, happened, **figures):
         import json, re
         from pathlib import Path
-        from maskbit.storage import provenance
+        from maskbit.base.storage import provenance
         if not (folder := request.config.getoption('--record')): return
         row = dict(name=name, happened=happened, test=request.node.nodeid, figures=figures, provenance=provenance())
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -42,9 +42,9 @@ def fault(request):
 @pytest.fixture(scope='session')
 def cache(tmp_path_factory):
     "A token cache of 64 Shapes."
-    from maskbit.shapes import Shapes
-    from maskbit.tokenizer import Tokenizer
-    from maskbit.cache import write_cache
+    from maskbit.base.shapes import Shapes
+    from maskbit.stage1.tokenizer import Tokenizer
+    from maskbit.stage2.token_cache import write_cache
     folder = tmp_path_factory.mktemp('cache')/'tokens'
     write_cache(Tokenizer.from_pretrained('shapes'), Shapes(length=64), folder, quiet=True)
     return folder

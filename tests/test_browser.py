@@ -3,8 +3,8 @@ import base64, contextlib, io, os, re, shutil, socket, statistics, subprocess, s
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
-from maskbit.explore import explorer, png, read_upload, write_notebook
-from maskbit.sampling import to_uint8
+from maskbit.use.explore import explorer, png, read_upload, write_notebook
+from maskbit.stage2.sampling import to_uint8
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
@@ -210,6 +210,6 @@ def latency(presses):
 
 
 if __name__ == '__main__':      # measures: nbs/results/explore
-    from maskbit.ablation import record
+    from maskbit.base.results import record
     torch.set_num_threads(1)
     print(record('explore/latency', 0, dict(explorer='bits', tokenizer='shapes', presses=48), lambda: latency(48))['metrics'])

@@ -3,13 +3,14 @@ import functools, http.server, io, multiprocessing, os, pickle, random, signal, 
 import pytest, torch
 from conftest import SMALL, SMALL_GENERATOR
 from PIL import Image
-from maskbit.cache import TokenCache, write_cache
-from maskbit.cli import main
-from maskbit.config import InputError, TrainConfig
-from maskbit.shapes import Shapes
-from maskbit.shards import Shards, scan_shard, write_shards
-from maskbit.tokenizer import Tokenizer
-from maskbit.training import batches
+from maskbit.stage2.token_cache import TokenCache, write_cache
+from maskbit.use.cli import main
+from maskbit.base.config import TrainConfig
+from maskbit.base.trees import InputError
+from maskbit.base.shapes import Shapes
+from maskbit.base.shards import Shards, scan_shard, write_shards
+from maskbit.stage1.tokenizer import Tokenizer
+from maskbit.base.loader import batches
 
 fork = multiprocessing.get_context('fork')     # children that need not import torch again
 
@@ -158,7 +159,7 @@ def test_a_bad_copy_in_the_cache_is_fetched_again(shards, tmp_path, served, faul
 
 def test_the_cache_of_shards_stays_small(shards, tmp_path, served, monkeypatch):
     "Room for one shard of three, and two workers that fetch them from under each other."
-    monkeypatch.setattr('maskbit.shards._KEEP', 1)
+    monkeypatch.setattr('maskbit.base.shards._KEEP', 1)
     def seen(source, workers): return torch.cat([b['images'] for b in batches(Shards(source, 32), TrainConfig(steps=9, batch=4, microbatch=4), workers=workers)])
     assert torch.equal(seen(f'{served}/shards', 2), seen(str(shards), 0))
     assert len(list((tmp_path/'home'/'maskbit').glob('*.tar'))) == 1

@@ -4,9 +4,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from children import CONFIG, differing, losses, state, together, train
-from maskbit.codebook import VQ
-from maskbit.config import change
-from maskbit.quantize import LFQ
+from maskbit.stage1.codebook import VQ
+from maskbit.base.trees import change
+from maskbit.stage1.lfq import LFQ
 
 QUANTIZERS = {'lfq': lambda: LFQ(6), 'vq': lambda: VQ(4, 6)}
 
@@ -83,8 +83,8 @@ def test_each_by_itself_would_differ(cache, tmp_path):
 
 @pytest.mark.parametrize('kind', CONFIG)
 def test_evaluation_is_shared_out_and_changes_nothing(kind, cache, tmp_path):
-    from maskbit.shapes import Shapes
-    from maskbit.cache import TokenCache
+    from maskbit.base.shapes import Shapes
+    from maskbit.stage2.token_cache import TokenCache
     held_out = Shapes(16, 'validation', length=30) if kind == 'tokenizer' else TokenCache(cache)
     config = change(CONFIG[kind], {'train.steps': 6, 'train.eval_every': 2, 'train.eval_size': 30, 'train.keep': 1, 'train.save_every': 6})
     train(kind, tmp_path/'one', config, cache, valid=held_out)
@@ -116,9 +116,9 @@ def test_weights_and_biases(cache, tmp_path, monkeypatch):
     "The same lines as log.jsonl and samples of the averaged generator; continued under the same name after a stop."
     import sys
     from importlib.machinery import ModuleSpec
-    from maskbit.generator import train_generator
-    from maskbit.tokenizer import Tokenizer
-    from maskbit.cache import TokenCache
+    from maskbit.stage2.generator_training import train_generator
+    from maskbit.stage1.tokenizer import Tokenizer
+    from maskbit.stage2.token_cache import TokenCache
     account = Account(); account.__spec__ = ModuleSpec('wandb', None)
     monkeypatch.setitem(sys.modules, 'wandb', account)
     tokens, tok = TokenCache(cache), Tokenizer.from_pretrained('shapes')

@@ -3,10 +3,11 @@ import os, random, signal, subprocess, sys, time
 import pytest, torch
 from conftest import SMALL
 from children import CONFIG, CONTEXT, differing, losses, start, state, together, train
-from maskbit.cli import main
-from maskbit.config import InputError, Stage2Config, change, from_json
-from maskbit.monitor import read_log
-from maskbit.storage import damage, latest_checkpoint
+from maskbit.use.cli import main
+from maskbit.base.config import Stage2Config
+from maskbit.base.trees import InputError, change, from_json
+from maskbit.base.monitor import read_log
+from maskbit.base.storage import damage, latest_checkpoint
 
 
 @pytest.mark.parametrize('kind', CONFIG)
@@ -126,8 +127,8 @@ class OneBad:
 
 def test_two_processes_skip_a_bad_batch_together(cache, tmp_path, fault):
     "One image of one process is broken; tokenizer, discriminator with its batch normalization, and LeCam stay as they were."
-    from maskbit.counters import Order
-    from maskbit.shapes import Shapes
+    from maskbit.base.counters import Order
+    from maskbit.base.shapes import Shapes
     config = change(CONFIG['tokenizer'], {'train.steps': 6, 'train.save_every': 1, 'train.keep': 6, 'loss.gan_start': 0, 'discriminator.kind': 'patchgan'})
     bad = Order(64)[4 * 4 + 3]                                                       # the last sample of step 5: of the second process
     assert together('tokenizer', tmp_path/'run', config, cache, data=OneBad(Shapes(16, length=64), bad)) == [0, 0]
@@ -140,7 +141,7 @@ def test_two_processes_skip_a_bad_batch_together(cache, tmp_path, fault):
 
 
 def test_too_many_bad_batches_end_the_run(tmp_path, cache, capsys, fault):
-    from maskbit.shapes import Shapes
+    from maskbit.base.shapes import Shapes
     class AllBad(Shapes):
         def fetch(self, indices, numbers): b = super().fetch(indices, numbers); return b | {'images': b['images'] + (torch.nan if numbers[0] >= 12 else 0)}
     config = change(CONFIG['tokenizer'], {'train.steps': 40, 'train.max_skipped': 5})
@@ -157,7 +158,7 @@ def test_a_second_process_is_refused(cache, tmp_path, fault):
     with pytest.raises(InputError, match=f'Another process \\({first.pid} on .*\\) is training in'): train('generator', tmp_path/'run', change(CONFIG['generator'], {'train.steps': 100_000}), cache)
     first.kill(); first.join()
     train('generator', tmp_path/'other', change(CONFIG['generator'], {'train.steps': 2}), cache)
-    from maskbit.runs import lock_run
+    from maskbit.base.runs import lock_run
     with lock_run(tmp_path/'run'): pass
     fault('a second process on the same folder', 'refused, with the number of the first; free again as soon as the first was killed, with its loader processes still alive')
 
@@ -171,8 +172,8 @@ def test_a_read_only_folder(cache, capsys, fault):
 
 FULL = """
 import os, sys, torch
-from maskbit.shapes import Shapes
-from maskbit.cli import main
+from maskbit.base.shapes import Shapes
+from maskbit.use.cli import main
 fetch = Shapes.fetch
 def full_later(self, indices, numbers=None):
     if numbers[0] >= 12:                                    # from step 4 on the disk is full

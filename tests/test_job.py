@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 from conftest import SMALL, SMALL_GENERATOR
-from maskbit.cli import main
+from maskbit.use.cli import main
 
 
 def same(a, b): return (a/'model'/'model.safetensors').read_bytes() == (b/'model'/'model.safetensors').read_bytes()
@@ -27,7 +27,7 @@ def test_folder_of_photographs(photos, tmp_path, capsys):
 
 def test_no_sub_folders_means_one_class(photos, tmp_path):
     main(['tokenize', '--tokenizer', 'shapes', '--data.images', str(photos/'left'), '--out', f'{tmp_path}/tokens'])
-    from maskbit.cache import TokenCache
+    from maskbit.stage2.token_cache import TokenCache
     assert TokenCache(tmp_path/'tokens').classes == ['left']
 
 
@@ -48,9 +48,9 @@ def test_a_stopped_run_continues_to_the_same_weights(tmp_path):
 
 def test_a_stopped_generator_continues_to_the_same_weights(tmp_path):
     main(['tokenize', '--tokenizer', 'shapes', '--out', f'{tmp_path}/tokens', '--data.train_size', '64'])
-    from maskbit.config import STAGE2
-    from maskbit.generator import train_generator
-    from maskbit.cache import TokenCache
+    from maskbit.base.presets import STAGE2
+    from maskbit.stage2.generator_training import train_generator
+    from maskbit.stage2.token_cache import TokenCache
     from dataclasses import replace
     c = STAGE2['tiny']
     c = replace(c, model=replace(c.model, width=32, heads=2, depth=1, mlp=64), train=replace(c.train, steps=6, batch=4, microbatch=2, save_every=2))
@@ -111,8 +111,8 @@ def test_a_damaged_checkpoint_is_not_loaded(tmp_path, capsys):
 
 FULL = """
 import resource, signal, sys
-from maskbit.cli import main
-from maskbit.shapes import Shapes
+from maskbit.use.cli import main
+from maskbit.base.shapes import Shapes
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 fetch = Shapes.fetch
 def full_later(self, indices, numbers=None):
@@ -125,7 +125,7 @@ main(sys.argv[1:])
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     "A limit on the size of files stands in for the full disk: the write fails half-way, as it would there."
-    from maskbit.storage import latest_checkpoint
+    from maskbit.base.storage import latest_checkpoint
     command = ['train-tokenizer', 'tiny', '--out', f'{tmp_path}/t', *SMALL]
     failed = subprocess.run([sys.executable, '-c', FULL, *command], capture_output=True, text=True)
     assert failed.returncode == 2 and 'the last good checkpoint is step-00000002' in failed.stderr and 'Traceback' not in failed.stderr

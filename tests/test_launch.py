@@ -1,12 +1,13 @@
 "The launcher without a cluster, and the options of the loop that need a GPU to be of use."
-import os, subprocess, sys
+import os, subprocess
 import pytest, torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from children import CONFIG, losses, state, train
-from maskbit.cli import main
-from maskbit.config import InputError, Machines, change
-from maskbit.launch import launch, slurm_script
+from maskbit.use.cli import main
+from maskbit.base.config import Machines
+from maskbit.base.trees import change
+from maskbit.use.launch import launch, slurm_script
 
 WORDS = ['train-tokenizer', 'tiny', '--out', 'r', '--train.batch', '64', '--optim.betas', '0.5', '0.9']
 
@@ -94,8 +95,8 @@ def test_no_step_reads_a_value_back(kind, monkeypatch):
     "Apart from the seed and the average's counter, which are on the CPU anyway."
     import contextlib, types
     from maskbit import codebook, quantize, training
-    from maskbit.generator import GeneratorStage
-    from maskbit.stage1 import TokenizerStage
+    from maskbit.stage2.generator_training import GeneratorStage
+    from maskbit.stage1.tokenizer_training import TokenizerStage
     for module in (codebook, quantize): monkeypatch.setattr(module, 'check_tokens', lambda *_: None)      # looks on the CPU only
     monkeypatch.setattr(training, 'seed_of', lambda *_: 0)
     here = types.SimpleNamespace(device=torch.device('cpu'), process_index=0, no_sync=lambda _: contextlib.nullcontext(), backward=lambda loss: loss.backward(), clip_grad_norm_=nn.utils.clip_grad_norm_)

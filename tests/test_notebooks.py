@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent/'nbs').glob('*.ipynb'))
+NOTEBOOKS = sorted((Path(__file__).parent.parent/'nbs').rglob('*.ipynb'))
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)

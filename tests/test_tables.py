@@ -1,8 +1,9 @@
 "Every row of Tables 3 and 4 from nothing to its JSON file, with next to no training, and again after a stop."
 import json
 import pytest
-from maskbit.config import STAGE1, STAGE2, InputError, change
-from maskbit.tables import TABLES, run_tables
+from maskbit.base.presets import STAGE1, STAGE2
+from maskbit.base.trees import InputError, change
+from maskbit.studies.tables import TABLES, run_tables
 
 STAGE1_SMALL = change(STAGE1['tiny'], {'model.base_channels': 8, 'model.embedding': 16, 'discriminator.base_channels': 8,
                                        'train.batch': 4, 'train.save_every': 1})

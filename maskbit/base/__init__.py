@@ -1,0 +1,1 @@
+"Under the hood: configurations, files, pictures, the training loop, and what is measured."

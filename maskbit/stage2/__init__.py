@@ -1,0 +1,1 @@
+"Tokens to pictures: the token cache, the masked transformer, sampling and editing."

@@ -1,0 +1,1 @@
+"The paper's ablation, measured, and what bits and generators do."

@@ -1,0 +1,1 @@
+"Commands, checkpoints, launchers, the demo and the explorers."
