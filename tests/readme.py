@@ -11,7 +11,8 @@ def render():
     notebook = nbformat.read(root/'nbs/index.ipynb', 4)
     notebook.metadata['language_info'] = {'name': 'python'}                # nbdev_clean removes it; it names the code blocks
     text, _ = MarkdownExporter().from_notebook_node(notebook)
-    return re.sub('\n{3,}', '\n\n', text.replace('](images/', '](nbs/images/')).strip() + '\n'
+    text = re.sub(r'\]\((?!\w+:|#|/)', '](nbs/', text)                      # links of the index are relative to nbs/
+    return re.sub('\n{3,}', '\n\n', text).strip() + '\n'
 
 
 if __name__ == '__main__' and '--write' in sys.argv: (root/'README.md').write_text(render())

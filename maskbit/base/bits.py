@@ -12,22 +12,25 @@ from .trees import check
 
 # %% ../../nbs/base/14_bits.ipynb #check-tokens
 def check_tokens(indices, K): # (...) int64, bits per token
-    "Raise `InputError` for a token outside the 2^K codes; on the CPU only, elsewhere looking would make the host wait."
-    if indices.device.type == 'cpu' and indices.numel():
-        low, high = int(indices.min()), int(indices.max())
-        check(0 <= low and high < 2 ** K, f'Token {low if low < 0 else high} is outside the {2 ** K} codes of {K} bits.')
+    "Raise `InputError` for a token outside the 2^K codes, if the tokens are on the CPU."
+    if indices.device.type != 'cpu' or not indices.numel(): return
+    low, high = int(indices.min()), int(indices.max())
+    wrong = low if low < 0 else high
+    check(0 <= low and high < 2 ** K, f'Token {wrong} is outside the {2 ** K} codes of {K} bits.')
 
 # %% ../../nbs/base/14_bits.ipynb #bits
 def bits_to_indices(bits): # (..., K), positive means 1
     "Bits -> int64 indices (...), little-endian."
-    return (bits > 0).long().mul(2 ** torch.arange(bits.shape[-1], device=bits.device)).sum(-1)
+    weights = 2 ** torch.arange(bits.shape[-1], device=bits.device)
+    return ((bits > 0).long() * weights).sum(-1)
 
 
 def indices_to_bits(indices, # (...) int64 in [0, 2^K)
                     K):      # bits per token
-    "Indices -> float32 bits (..., K) in {-1, +1}; raises `InputError` for an index outside the codes."
+    "Indices -> float32 bits (..., K) in {-1, +1}; raises `InputError` as `check_tokens`."
     check_tokens(indices, K)
-    return ((indices[..., None] >> torch.arange(K, device=indices.device)) & 1).float() * 2 - 1
+    bits = (indices[..., None] >> torch.arange(K, device=indices.device)) & 1
+    return bits.float() * 2 - 1
 
 # %% ../../nbs/base/14_bits.ipynb #pack
 def pack(indices, # (B, n) int64
@@ -40,5 +43,5 @@ def pack(indices, # (B, n) int64
 def unpack(packed, # (B, bytes) uint8
            n, K):  # tokens per image, bits per token
     "The inverse of `pack`: (B, n) int64."
-    bits = torch.from_numpy(np.unpackbits(packed, axis=1, count=n * K, bitorder='little')).view(len(packed), n, K)
-    return bits_to_indices(bits.float())
+    bits = np.unpackbits(packed, axis=1, count=n * K, bitorder='little')
+    return bits_to_indices(torch.from_numpy(bits).view(len(packed), n, K).float())

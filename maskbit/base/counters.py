@@ -28,7 +28,7 @@ def hash32(*keys,        # ints, strings or integer tensors that broadcast toget
         h = _mix(h ^ (k & _M32)) + 0x9E3779B9 & _M32
     return _mix(h)
 
-
+# %% ../../nbs/base/12_counters.ipynb #uniform
 def uniform(*keys,        # as for `hash32`
             device=None): # of the result when no key is a tensor
     "Uniform float32 numbers in (0, 1), 23 bits each, one for each combination of the keys."

@@ -9,37 +9,45 @@ __all__ = ['EXTENSIONS', 'read_rgb', 'scan', 'augmentation', 'Images', 'ImageFol
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import torch
-from .trees import check
 from .counters import hash32
+from .trees import check
 
 # %% ../../nbs/base/32_images.ipynb #white
 def _white(im): # a `PIL.Image` in mode I;16..., I or F
     "The value that stands for white."
     import numpy as np
-    if im.mode == 'F': return 1.0 if np.asarray(im).max() <= 1 else 255.0     # floats have no fixed range: [0, 1], or else that of 8 bits
-    bits = getattr(im, 'tag_v2', {}).get(258, (16,))[0]                       # only TIFF says how many (tag 258, BitsPerSample)
-    return 2.0 ** min(bits, 16) - 1                                           # 32-bit files hold counts of any range; they count as 16-bit ones
+    # floats have no fixed range: [0, 1], or else that of 8 bits
+    if im.mode == 'F': return 1.0 if np.asarray(im).max() <= 1 else 255.0
+    # only TIFF says how many bits there are (tag 258, BitsPerSample)
+    bits = getattr(im, 'tag_v2', {}).get(258, (16,))[0]
+    # 32-bit files hold counts of any range; they count as 16-bit ones
+    return 2.0 ** min(bits, 16) - 1
 
 # %% ../../nbs/base/32_images.ipynb #read
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM')
 
 
 def read_rgb(path): # of an image file, or the open file
-    "A right-side-up 8-bit RGB `PIL.Image` from grey, palette, CMYK, 16-bit, transparent or rotated files; raises `OSError` or `ValueError` if it is not a whole image."
-    from PIL import Image, ImageOps
+    "A right-side-up 8-bit RGB `PIL.Image`; raises `OSError` or `ValueError` if it is broken."
     import numpy as np
+    from PIL import Image, ImageOps
     with Image.open(path, formats=_FORMATS) as im:
         limit = Image.MAX_IMAGE_PIXELS
-        if limit and im.width * im.height > limit: raise ValueError(f'{im.width} x {im.height} pixels are more than the {limit} that PIL.Image.MAX_IMAGE_PIXELS allows')
+        if limit and im.width * im.height > limit:
+            raise ValueError(f'{im.width} x {im.height} pixels are more than the {limit} '
+                             'that PIL.Image.MAX_IMAGE_PIXELS allows')
         white = _white(im) if im.mode[0] in 'IF' else None
-        im.load(); ImageOps.exif_transpose(im, in_place=True)
-        if white: im = Image.fromarray((np.asarray(im).astype(np.float64) / white * 255).clip(0, 255).round().astype(np.uint8))
+        im.load()
+        ImageOps.exif_transpose(im, in_place=True)
+        if white:
+            grey = np.asarray(im).astype(np.float64) / white * 255
+            im = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
         if im.has_transparency_data:
             im = im.convert('RGBA')
             im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
         return im if im.mode == 'RGB' else im.convert('RGB')
 
-# %% ../../nbs/base/32_images.ipynb #scan
+# %% ../../nbs/base/32_images.ipynb #whole
 EXTENSIONS = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm'}
 
 
@@ -51,36 +59,52 @@ def _whole(path):
     except Exception as e: return f'{type(e).__name__}: {e}'.split('\n')[0][:80]
 
 
+def _inside(paths): return sorted(p for p in paths if p.is_file() and not p.name.startswith('.'))
+
+# %% ../../nbs/base/32_images.ipynb #scan
 def scan(folder,      # of images, with or without sub-folders
          quiet=False, # no progress bar
          say=print):  # told about every file that is left out
-    "(paths, labels, classes, skipped) of a folder; raises `InputError` if it is missing, a class is empty, or nothing is left."
+    """(paths, labels, classes, skipped) of a folder.
+
+    Raises `InputError` if it is missing, a class is empty, or nothing is left."""
     from tqdm.auto import tqdm
     root = Path(folder)
     check(root.is_dir(), f'There is no folder {folder}: give a folder of images, or shapes.')
     classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith('.'))
-    def inside(paths): return sorted(p for p in paths if p.is_file() and not p.name.startswith('.'))
-    files = [(p, k) for k, c in enumerate(classes or ['.']) for p in inside((root/c).rglob('*') if classes else root.iterdir())]
-    beside = inside(root.iterdir()) if classes else []
-    check(files or beside, f'{folder} holds no files: put images into it, or into one sub-folder for each class.')
-    with ThreadPoolExecutor() as pool: wrong = list(tqdm(pool.map(_whole, [p for p, _ in files]), total=len(files), desc='check images', unit='image', disable=quiet, dynamic_ncols=True))
-    skipped = {p: 'beside the classes' for p in beside} | {p: w for (p, _), w in zip(files, wrong) if w}
+    top = _inside(root.iterdir())
+    files = [(p, k) for k, c in enumerate(classes) for p in _inside((root/c).rglob('*'))]
+    beside = top if classes else []
+    if not classes: files = [(p, 0) for p in top]
+    check(files or beside,
+          f'{folder} holds no files: put images into it, or into one sub-folder for each class.')
+
+    with ThreadPoolExecutor() as pool:
+        wrong = list(tqdm(pool.map(_whole, [p for p, _ in files]), total=len(files), unit='image',
+                          desc='check images', disable=quiet, dynamic_ncols=True))
+    skipped = dict.fromkeys(beside, 'beside the classes')
+    skipped |= {p: w for (p, _), w in zip(files, wrong) if w}
     for p, w in skipped.items(): say(f'Left out {p.relative_to(root)}: {w}.')
+
     kept = [f for f in files if f[0] not in skipped]
-    check(kept, f'None of the {len(files) + len(beside)} files in {folder} is a readable image{" in a sub-folder" if classes else ""}.')
+    where = f'{folder} is a readable image{" in a sub-folder" if classes else ""}'
+    check(kept, f'None of the {len(files) + len(beside)} files in {where}.')
     if skipped: say(f'{len(kept)} images, {len(skipped)} files left out.')
-    empty = [c for k, c in enumerate(classes) if not any(l == k for _, l in kept)]
-    check(not empty, f'The class {", ".join(empty)} of {folder} has no readable image: add some, or remove the sub-folder.')
-    return [p for p, _ in kept], [l for _, l in kept], classes or [root.resolve().name], skipped
+    filled = {k for _, k in kept}
+    empty = ', '.join(c for k, c in enumerate(classes) if k not in filled)
+    check(not empty, f'The class {empty} of {folder} has no readable image: '
+          'add some, or remove the sub-folder.')
+    return [p for p, _ in kept], [k for _, k in kept], classes or [root.resolve().name], skipped
 
 # %% ../../nbs/base/32_images.ipynb #augment
 def augmentation(kind,       # stage1, stage2 or eval
                  resolution, # side of the result, in pixels
                  flip=True): # mirror half of the pictures
-    "A torchvision v2 transform from PIL to (3, resolution, resolution) float32 in [0, 1] (App. B.1, B.2)."
+    "A torchvision v2 transform from PIL to (3, resolution, resolution) float32 in [0, 1]."
     from torchvision.transforms import v2
     bicubic = dict(interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
-    crop = {'stage1': [v2.RandomResizedCrop(resolution, scale=(0.8, 1.0), ratio=(3 / 4, 4 / 3), **bicubic)],
+    part = dict(scale=(0.8, 1.0), ratio=(3 / 4, 4 / 3))
+    crop = {'stage1': [v2.RandomResizedCrop(resolution, **part, **bicubic)],
             'stage2': [v2.Resize(resolution, **bicubic), v2.RandomCrop(resolution)],
             'eval': [v2.Resize(resolution, **bicubic), v2.CenterCrop(resolution)]}[kind]
     mirror = [v2.RandomHorizontalFlip()] if flip and kind != 'eval' else []
@@ -88,28 +112,33 @@ def augmentation(kind,       # stage1, stage2 or eval
 
 # %% ../../nbs/base/32_images.ipynb #folder
 class Images:
-    "Image files as a data set: `fetch` gives images (B, 3, H, W) in [0, 1] and labels (B,); kinds differ in `read`."
+    "Image files as a data set; kinds differ in where they `read` from."
     def __init__(self, labels, classes, resolution, kind, flip, seed):
-        self.targets, self.classes, self.seed, self.transform = torch.as_tensor(labels), classes, seed, augmentation(kind, resolution, flip)
+        self.targets, self.classes, self.seed = torch.as_tensor(labels), classes, seed
+        self.transform = augmentation(kind, resolution, flip)
 
     def __len__(self): return len(self.targets)
 
     def read(self, i): raise NotImplementedError    # -> the i-th picture, a `PIL.Image`
 
     def fetch(self, indices, numbers):
-        "A batch; each image is augmented from its sample number, whatever process it is loaded in."
+        "Images (B, 3, H, W) in [0, 1] and labels (B,)."
         seeds = hash32(self.seed, 'augment', torch.as_tensor(numbers)).tolist()
-        with torch.random.fork_rng(devices=[]): images = [self._augmented(i, s) for i, s in zip(indices, seeds)]
-        return {'images': torch.stack(images), 'labels': self.targets[torch.as_tensor(indices)]}
+        with torch.random.fork_rng(devices=[]):
+            images = torch.stack([self._augmented(i, seed) for i, seed in zip(indices, seeds)])
+        return {'images': images, 'labels': self.targets[torch.as_tensor(indices)]}
 
-    def _augmented(self, i, seed): torch.manual_seed(seed); return self.transform(self.read(i))
+    def _augmented(self, i, seed):
+        torch.manual_seed(seed)
+        return self.transform(self.read(i))
 
     def image(self, i, n): return self.fetch([i], [n])['images'][0]
 
-
+# %% ../../nbs/base/32_images.ipynb #image-folder
 class ImageFolder(Images):
     "A folder of images as a data set."
-    def __init__(self, folder, resolution, kind='stage1', flip=True, seed=0, quiet=False, say=print):
+    def __init__(self, folder, resolution, kind='stage1', flip=True, seed=0,
+                 quiet=False, say=print):
         self.paths, labels, classes, self.skipped = scan(folder, quiet, say)
         super().__init__(labels, classes, resolution, kind, flip, seed)
 

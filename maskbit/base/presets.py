@@ -6,8 +6,9 @@
 __all__ = ['SAMPLING', 'STAGE1', 'STAGE2', 'preset']
 
 # %% ../../nbs/base/11_presets.ipynb #imports
-from .config import (DiscriminatorConfig, GeneratorConfig, OptimConfig, SampleConfig, Stage1Config,
-                                 Stage1LossConfig, Stage2Config, TokenizerConfig, TrainConfig)
+from .config import (DiscriminatorConfig, GeneratorConfig, OptimConfig, SampleConfig,
+                                 Stage1Config, Stage1LossConfig, Stage2Config, TokenizerConfig,
+                                 TrainConfig)
 from .trees import check
 
 # %% ../../nbs/base/11_presets.ipynb #sampling
@@ -21,29 +22,41 @@ SAMPLING = { #                n    s    t    m
     '18bit':     SampleConfig(64,  5.7, 8.5,  2.5),
     'shapes':    SampleConfig(16,  4.0, 2.0,  3.0)}
 
-# %% ../../nbs/base/11_presets.ipynb #presets
+# %% ../../nbs/base/11_presets.ipynb #shapes-tokenizer
 def _shapes_tokenizer(steps, channels, lr):
     "The recipe of Stage I at 32 x 32 on Shapes: an 8 x 8 grid of 12-bit tokens."
     return Stage1Config(
-        model=TokenizerConfig(bits=12, resolution=32, base_channels=channels, channel_mult=(1, 2, 2)),
+        model=TokenizerConfig(bits=12, resolution=32, base_channels=channels,
+                              channel_mult=(1, 2, 2)),
         discriminator=DiscriminatorConfig(base_channels=32, stages=2),
-        loss=Stage1LossConfig(reconstruction=40.0, commitment=0.1, perceptual='shapes', gan_start=steps * 3 // 4, entropy_boost_steps=steps // 5),
+        loss=Stage1LossConfig(reconstruction=40.0, commitment=0.1, perceptual='shapes',
+                              gan_start=steps * 3 // 4, entropy_boost_steps=steps // 5),
         optim=OptimConfig(lr=lr, warmup=min(100, steps // 10), ema=0.995),
         train=TrainConfig(steps=steps, batch=32, microbatch=32, save_every=max(100, steps // 10)))
 
-
+# %% ../../nbs/base/11_presets.ipynb #shapes-generator
 def _shapes_generator(steps, width, depth, lr):
     "The recipe of Stage II on the tokens of the above."
     return Stage2Config(
-        model=GeneratorConfig(bits=12, groups=2, side=8, classes=10, width=width, depth=depth, heads=width // 32, mlp=4 * width, sample=SAMPLING['shapes']),
-        optim=OptimConfig(lr=lr, warmup=min(200, steps // 10), betas=(0.9, 0.96), weight_decay=0.045, ema=0.995),
+        model=GeneratorConfig(bits=12, groups=2, side=8, classes=10, width=width, depth=depth,
+                              heads=width // 32, mlp=4 * width, sample=SAMPLING['shapes']),
+        optim=OptimConfig(lr=lr, warmup=min(200, steps // 10), ema=0.995,
+                          betas=(0.9, 0.96), weight_decay=0.045),
         train=TrainConfig(steps=steps, batch=64, microbatch=64, save_every=max(100, steps // 10)))
 
+# %% ../../nbs/base/11_presets.ipynb #presets
+_PAPER = (10, 12, 14, 16, 18)    # bits of the paper's models
 
-STAGE1 = {'tiny': _shapes_tokenizer(450, 32, 1e-3), 'shapes': _shapes_tokenizer(3000, 32, 1e-3),
-          **{f'paper-{k}bit': Stage1Config(model=TokenizerConfig(bits=k)) for k in (10, 12, 14, 16, 18)}}
-STAGE2 = {'tiny': _shapes_generator(800, 128, 4, 1e-3), 'shapes': _shapes_generator(2500, 192, 4, 1e-3),
-          **{f'paper-{k}bit': Stage2Config(model=GeneratorConfig(bits=k, sample=SAMPLING[f'{k}bit'])) for k in (10, 12, 14, 16, 18)}}
+STAGE1 = {
+    'tiny': _shapes_tokenizer(450, 32, 1e-3),
+    'shapes': _shapes_tokenizer(3000, 32, 1e-3),
+    **{f'paper-{k}bit': Stage1Config(TokenizerConfig(bits=k)) for k in _PAPER}}
+
+STAGE2 = {
+    'tiny': _shapes_generator(800, 128, 4, 1e-3),
+    'shapes': _shapes_generator(2500, 192, 4, 1e-3),
+    **{f'paper-{k}bit': Stage2Config(GeneratorConfig(bits=k, sample=SAMPLING[f'{k}bit']))
+       for k in _PAPER}}
 
 # %% ../../nbs/base/11_presets.ipynb #preset
 def preset(presets, name): # `STAGE1` or `STAGE2`, and one of its names

@@ -10,13 +10,14 @@ import hashlib, json, re
 from importlib.resources import files
 from pathlib import Path
 import torch
+from fastcore.basics import patch
 from huggingface_hub import ModelHubMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from .trees import InputError, check, from_json, to_json
 from .released import (find_released, from_hub, is_released, kind_of, read_tensors,
                                    recognise, to_ours)
 from .storage import atomic_folder, damage
+from .trees import InputError, check, from_json, to_json
 
 # %% ../../nbs/base/24_pretrained.ipynb #save-model
 def save_model(model,                 # a module with a `config`
@@ -24,11 +25,13 @@ def save_model(model,                 # a module with a `config`
                dtype=torch.float32,   # of the stored weights
                **more):               # {file name: text} to store beside them
     "Write `config.json` and `model.safetensors` as one atomic folder."
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    texts = {'config.json': to_json(model.config), **more}
     with atomic_folder(folder) as tmp:
-        for name, text in {'config.json': to_json(model.config), **more}.items(): (tmp/name).write_text(text)
-        save_file({k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}, tmp/'model.safetensors')
+        for name, text in texts.items(): (tmp/name).write_text(text)
+        save_file({k: v.contiguous() for k, v in state.items()}, tmp/'model.safetensors')
 
-
+# %% ../../nbs/base/24_pretrained.ipynb #find-model
 def find_model(name,  # a folder, the name of a bundled model, or a hub repository
                kind): # tokenizer, generator, classifier or perceptual
     "The folder of a model; raises `InputError` naming what there is."
@@ -36,47 +39,61 @@ def find_model(name,  # a folder, the name of a bundled model, or a hub reposito
     if folder.is_dir(): return folder
     bundled = Path(str(files('maskbit')))/'assets'/f'{name}-{kind}'
     if bundled.is_dir(): return bundled
-    check(re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)), f'There is no {kind} {name!r}: give a folder that holds config.json and model.safetensors, the name of a bundled one (shapes), a released one (maskbit_{kind}_12bit), or one on the hub (user/name).')
+    check(re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)), f'There is no {kind} {name!r}: '
+          'give a folder that holds config.json and model.safetensors, '
+          f'the name of a bundled one (shapes), a released one (maskbit_{kind}_12bit), '
+          'or one on the hub (user/name).')
     return from_hub(str(name), '*.json', 'model.safetensors')
 
 # %% ../../nbs/base/24_pretrained.ipynb #load-model
+def _check_tensors(state, want, file, kind):
+    "Refuse a file whose tensors are not by name and shape those that a model has."
+    for k in sorted(want.keys() | state.keys()):
+        check(k in state, f'{file} lacks the tensor {k}.')
+        check(k in want, f'{file} has a tensor {k} that this {kind} does not.')
+        has, needs = tuple(state[k].shape), tuple(want[k].shape)
+        check(has == needs, f'{file}: {k} is {has} and should be {needs}.')
+
+
 def load_model(cls,        # class of the module, made from its configuration
                config_cls, # class of its configuration
                name,       # a folder, or the name of a bundled model
                kind):      # tokenizer, generator, classifier or perceptual
     "Load a model strictly, in evaluation mode, as float32."
     folder = find_model(name, kind)
-    check((folder/'config.json').is_file() and (folder/'model.safetensors').is_file(), f'{folder} holds no {kind}: it needs config.json and model.safetensors.')
-    wrong = damage(folder, ('config.json', 'model.safetensors')) if (folder/'manifest.json').is_file() else None
-    check(not wrong, f'The {kind} in {folder} is damaged ({wrong}): copy or train it again.')
-    try: config = from_json(config_cls, (folder/'config.json').read_bytes())
+    config, weights = folder/'config.json', folder/'model.safetensors'
+    check(config.is_file() and weights.is_file(),
+          f'{folder} holds no {kind}: it needs config.json and model.safetensors.')
+    if (folder/'manifest.json').is_file():
+        wrong = damage(folder, (config.name, weights.name))
+        check(not wrong, f'The {kind} in {folder} is damaged ({wrong}): copy or train it again.')
+    try: model = cls(from_json(config_cls, config.read_bytes()))
     except InputError as e: raise InputError(f'{folder} holds no {kind}. {e}') from None
-    model = cls(config)
-    try: state = load_file(folder/'model.safetensors')
-    except SafetensorError as e: raise InputError(f'{folder}/model.safetensors cannot be read: {e}.') from None
-    want = model.state_dict()
-    for k in sorted(want.keys() | state.keys()):
-        check(k in state, f'{folder}/model.safetensors lacks the tensor {k}.')
-        check(k in want, f'{folder}/model.safetensors has a tensor {k} that this {kind} does not.')
-        check(want[k].shape == state[k].shape, f'{folder}/model.safetensors: {k} is {tuple(state[k].shape)} and should be {tuple(want[k].shape)}.')
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    try: state = load_file(weights)
+    except SafetensorError as e: raise InputError(f'{weights} cannot be read: {e}.') from None
+    _check_tensors(state, model.state_dict(), weights, kind)
+    float32 = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    model.load_state_dict(float32)
     return model.eval()
 
-
+# %% ../../nbs/base/24_pretrained.ipynb #fingerprint
 def fingerprint(model):
-    "A short hash of a model's weights: two models with the same fingerprint give the same tokens."
+    "A short hash of a model's weights: two models with the same one give the same tokens."
     h = hashlib.sha256()
-    for k, v in sorted(model.state_dict().items()): h.update(k.encode()); h.update(v.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for k, v in sorted(model.state_dict().items()):
+        h.update(k.encode())
+        h.update(v.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:16]
 
 # %% ../../nbs/base/24_pretrained.ipynb #card
+_PAPER = 'https://arxiv.org/abs/2409.16211'
 _CARD = """---
 {{ card_data }}
 ---
 
 # {{ name }}
 
-A {{ kind }} of [MaskBit](https://arxiv.org/abs/2409.16211) (Weber et al., TMLR 2024), {{ parameters }} parameters.
+A {{ kind }} of [MaskBit]({{ paper }}) (Weber et al., TMLR 2024), {{ parameters }} parameters.
 
 ```python
 import maskbit
@@ -97,48 +114,77 @@ model = maskbit.{{ kind.capitalize() }}.from_pretrained("{{ name }}")
 {% endfor %}"""
 
 # %% ../../nbs/base/24_pretrained.ipynb #pretrained
-class Pretrained(ModelHubMixin, library_name='maskbit', license='apache-2.0', tags=['maskbit', 'image-generation'], model_card_template=_CARD):
-    "What tokenizers and generators share: loading, saving and publishing. A subclass sets `kind` and `config_class`."
+class Pretrained(ModelHubMixin, library_name='maskbit', license='apache-2.0',
+                 tags=['maskbit', 'image-generation'], model_card_template=_CARD):
+    """What tokenizers and generators share: loading, saving and publishing.
+
+    A subclass sets `kind` and `config_class`."""
     about = {}      # data, training, metrics and provenance, as text or JSON values
 
     @classmethod
     def build(cls, config): return cls(config)
 
-    @classmethod
-    def from_pretrained(cls, name, **kwargs): # see below; resolution or heads, of a released file that is not the paper's
-        "The model, in evaluation mode. `name` is a folder, a bundled model (`shapes`), a released one by name (`maskbit_tokenizer_12bit`) or file, or a hub repository (`user/name`); raises `InputError` for anything but a whole one of this kind."
-        if is_released(name):
-            path = find_released(name)
-            tensors = read_tensors(path)
-            try: return cls.from_released(tensors, **kwargs)
-            except InputError as e: raise InputError(f'{path} was not loaded. {e}') from None
-        model = load_model(cls.build, cls.config_class, name, cls.kind)
-        about = find_model(name, cls.kind)/'about.json'
-        if about.is_file(): model.about = json.loads(about.read_text())
-        return model
+# %% ../../nbs/base/24_pretrained.ipynb #save-pretrained
+@patch
+def save_pretrained(self: Pretrained,
+                    folder,              # where to; an earlier model there is replaced
+                    about=None,          # what the card says; what the model knows if not given
+                    dtype=torch.float32, # of the stored weights
+                    config=None, model_card_kwargs=None): # what `push_to_hub` passes
+    "Write weights, configuration and model card as one atomic folder."
+    self.about = self.about if about is None else about
+    name = (model_card_kwargs or {}).get('name', Path(folder).name)
+    parameters = f'{sum(p.numel() for p in self.parameters()):,}'
+    parts = dict.fromkeys(['data', 'training', 'metrics', 'provenance', *self.about])
+    card = str(self.generate_model_card(
+        name=name, kind=self.kind, paper=_PAPER, parameters=parameters, config=to_json(self.config),
+        about=self.about, parts=list(parts)))
+    texts = {'README.md': card, 'about.json': json.dumps(self.about, indent=1)}
+    save_model(self, folder, dtype, **texts)
 
-    @classmethod
-    def from_released(cls, tensors, **kwargs): # {name: tensor} in the released layout; resolution or heads as for `recognise`
-        "The model that they make, in evaluation mode; raises `InputError` naming the first tensor that does not fit."
-        config = recognise(tensors, **kwargs)
-        check(isinstance(config, cls.config_class), f'It is a {kind_of(config)}, and a {cls.kind} is wanted.')
-        with torch.device('meta'): model = cls.build(config)
-        shapes = {k: v.shape for k, v in model.state_dict().items()}
-        model.load_state_dict(to_ours(tensors, config, shapes), assign=True)
-        return model.eval()
+# %% ../../nbs/base/24_pretrained.ipynb #from-released
+@patch(cls_method=True)
+def from_released(cls: Pretrained,
+                  tensors,   # {name: tensor} in the released layout
+                  **kwargs): # resolution or heads, as for `recognise`
+    "The model that they make; raises `InputError` naming the first tensor that does not fit."
+    config = recognise(tensors, **kwargs)
+    check(isinstance(config, cls.config_class),
+          f'It is a {kind_of(config)}, and a {cls.kind} is wanted.')
+    with torch.device('meta'): model = cls.build(config)
+    shapes = {k: v.shape for k, v in model.state_dict().items()}
+    model.load_state_dict(to_ours(tensors, config, shapes), assign=True)
+    return model.eval()
 
-    def save_pretrained(self, folder,        # where to; an earlier model there is replaced
-                        about=None,          # what the card says of data, training, metrics and provenance; what the model knows already if not given
-                        dtype=torch.float32, # of the stored weights
-                        config=None, model_card_kwargs=None): # what `push_to_hub` passes
-        "Write weights, configuration and model card as one atomic folder."
-        self.about = self.about if about is None else about
-        name = (model_card_kwargs or {}).get('name', Path(folder).name)
-        card = self.generate_model_card(name=name, kind=self.kind, parameters=f'{sum(p.numel() for p in self.parameters()):,}', config=to_json(self.config), about=self.about,
-                                        parts=list(dict.fromkeys(['data', 'training', 'metrics', 'provenance', *self.about])))
-        save_model(self, folder, dtype, **{'README.md': str(card), 'about.json': json.dumps(self.about, indent=1)})
+# %% ../../nbs/base/24_pretrained.ipynb #from-pretrained
+@patch(cls_method=True)
+def from_pretrained(cls: Pretrained,
+                    name,      # see below
+                    **kwargs): # resolution or heads, of a released file that is not the paper's
+    """The model, in evaluation mode; raises `InputError` for anything but a whole one of this kind.
 
-    def push_to_hub(self, repo_id, **kwargs): # user/name; commit_message, private, token and so on
-        "Publish the model; returns the address of the commit."
-        try: return super().push_to_hub(repo_id, model_card_kwargs={'name': repo_id}, **kwargs)
-        except Exception as e: raise InputError(f'{repo_id} could not be published ({type(e).__name__}: {str(e).splitlines()[0]}): see that the network is there, the name is user/name, and you are logged in (hf auth login).') from e
+    `name` is a folder, a bundled model (`shapes`), a released one by name or file
+    (`maskbit_tokenizer_12bit`), or a hub repository (`user/name`)."""
+    if is_released(name):
+        path = find_released(name)
+        tensors = read_tensors(path)
+        try: return cls.from_released(tensors, **kwargs)
+        except InputError as e: raise InputError(f'{path} was not loaded. {e}') from None
+    model = load_model(cls.build, cls.config_class, name, cls.kind)
+    about = find_model(name, cls.kind)/'about.json'
+    if about.is_file(): model.about = json.loads(about.read_text())
+    return model
+
+# %% ../../nbs/base/24_pretrained.ipynb #push-to-hub
+@patch
+def push_to_hub(self: Pretrained,
+                repo_id,   # user/name
+                **kwargs): # commit_message, private, token and so on
+    "Publish the model; returns the address of the commit."
+    named = {'model_card_kwargs': {'name': repo_id}}
+    try: return ModelHubMixin.push_to_hub(self, repo_id, **named, **kwargs)
+    except Exception as e:
+        why = f'{type(e).__name__}: {str(e).splitlines()[0]}'
+        raise InputError(f'{repo_id} could not be published ({why}): '
+                         'see that the network is there, the name is user/name, '
+                         'and you are logged in (hf auth login).') from e

@@ -8,22 +8,26 @@ __all__ = ['RESULTS', 'record', 'read_results', 'spread', 'markdown_table']
 # %% ../../nbs/base/56_results.ipynb #imports
 import dataclasses, json, os, statistics, time
 from pathlib import Path
-from .trees import check, from_json
 from .storage import provenance
+from .trees import check, from_json
 
-# %% ../../nbs/base/56_results.ipynb #record
-RESULTS = Path(__file__).parents[2]/'nbs/results' if '__file__' in globals() else Path('../results')   # of this repository
+# %% ../../nbs/base/56_results.ipynb #plain
+RESULTS = Path('../results')     # as a notebook sees it; the module may be imported from anywhere
+if '__file__' in globals(): RESULTS = Path(__file__).parents[2]/'nbs/results'
 
 
-def _plain(config): return json.loads(json.dumps(config, default=dataclasses.asdict))     # as it is stored
+def _plain(config):
+    "A configuration as it is stored."
+    return json.loads(json.dumps(config, default=dataclasses.asdict))
 
 
 def _today(config, stored):
-    "A stored configuration as it would be stored today, with the defaults of fields that are younger."
+    "A stored configuration as it would be stored today: younger fields are at their defaults."
     if dataclasses.is_dataclass(config): return _plain(from_json(type(config), json.dumps(stored)))
-    return {k: _today(config.get(k), v) for k, v in stored.items()} if isinstance(config, dict) else stored
+    if isinstance(config, dict): return {k: _today(config.get(k), v) for k, v in stored.items()}
+    return stored
 
-
+# %% ../../nbs/base/56_results.ipynb #record
 def record(name,             # of the run, such as roadmap-tiny/4-vqgan_plus
            seed,             # of the run
            config,           # a configuration, or a dictionary of configurations and values
@@ -34,20 +38,29 @@ def record(name,             # of the run, such as roadmap-tiny/4-vqgan_plus
     about = _plain(config)
     if path.exists():
         row = json.loads(path.read_text())
-        check(_today(config, row['config']) == about, f'{path} was measured with another configuration: choose another folder of results.')
+        check(_today(config, row['config']) == about, f'{path} was measured with another '
+              'configuration: choose another folder of results.')
         return row
     start, code = time.time(), provenance()
-    row = dict(name=name, seed=seed, metrics=measure(), seconds=round(time.time() - start, 1), config=about, provenance=code)
+    metrics = measure()
+    seconds = round(time.time() - start, 1)
+    row = dict(name=name, seed=seed, metrics=metrics, seconds=seconds, config=about,
+               provenance=code)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix('.tmp').write_text(json.dumps(row, indent=1)); os.replace(path.with_suffix('.tmp'), path)
+    tmp = path.with_suffix('.tmp')
+    tmp.write_text(json.dumps(row, indent=1))
+    os.replace(tmp, path)
     return row
 
-
+# %% ../../nbs/base/56_results.ipynb #read-results
 def read_results(group,            # such as roadmap-tiny
                  results=RESULTS): # folder of the results
     "{name: [row of each seed]} of all runs under `results/GROUP`, in the order of their names."
-    rows = [json.loads(p.read_text()) for p in sorted((Path(results)/group).glob('*-seed*.json'))]
-    return {name: [r for r in rows if r['name'] == name] for name in dict.fromkeys(r['name'] for r in rows)}
+    rows = {}
+    for p in sorted((Path(results)/group).glob('*-seed*.json')):
+        row = json.loads(p.read_text())
+        rows.setdefault(row['name'], []).append(row)
+    return rows
 
 
 def spread(rows,   # of one name
@@ -60,5 +73,6 @@ def spread(rows,   # of one name
 def markdown_table(header, rows):
     "Rows of cells as a table that notebooks show."
     from IPython.display import Markdown
-    line = lambda cells: '| ' + ' | '.join(str(c) for c in cells) + ' |'
-    return Markdown('\n'.join([line(header), line(['---'] + ['---:'] * (len(header) - 1)), *map(line, rows)]))
+    def line(cells): return '| ' + ' | '.join(str(c) for c in cells) + ' |'
+    aligned = ['---'] + ['---:'] * (len(header) - 1)
+    return Markdown('\n'.join(line(cells) for cells in (header, aligned, *rows)))

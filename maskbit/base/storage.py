@@ -22,49 +22,57 @@ def _fsync(path):
 
 
 def _digest(path):
+    "Size and hash of a file, as the manifest has them."
     h = hashlib.sha256()
     with open(path, 'rb') as f:
         while block := f.read(2 ** 22): h.update(block)
     return {'bytes': path.stat().st_size, 'sha256': h.hexdigest()}
 
-# %% ../../nbs/base/20_storage.ipynb #atomic-folder
+# %% ../../nbs/base/20_storage.ipynb #check-replaceable
 def check_replaceable(folder):
-    "Raise `InputError` unless `folder` is free, empty, or was written by `atomic_folder` and holds nothing else."
+    "Raise `InputError` unless `folder` is free, empty, or holds only what `atomic_folder` wrote."
     folder = Path(folder)
     if not folder.exists(): return
     check(folder.is_dir(), f'{folder} is a file: give the name of a folder that is not there yet.')
     held = {p.name for p in folder.iterdir()} - {'manifest.json'}
     try: ours = set(json.loads((folder/'manifest.json').read_text()))
     except (OSError, ValueError, TypeError): ours = set()
-    check(held <= ours, f'{folder} holds {", ".join(sorted(held - ours)[:3])}, which would be lost: give the name of a folder that is not there yet.')
+    others = ', '.join(sorted(held - ours)[:3])
+    check(held <= ours, f'{folder} holds {others}, which would be lost: '
+          'give the name of a folder that is not there yet.')
 
-
+# %% ../../nbs/base/20_storage.ipynb #atomic-folder
 @contextlib.contextmanager
 def atomic_folder(folder): # the final name; replaced if it exists
     "A temporary folder to fill; on success it gets a manifest and becomes `folder` in one step."
     folder = Path(folder).resolve()
     check_replaceable(folder)
     tmp = folder.with_name(folder.name + '.maskbit.tmp')
-    shutil.rmtree(tmp, ignore_errors=True); tmp.mkdir(parents=True)
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir(parents=True)
     yield tmp
     manifest = {p.name: _digest(p) for p in sorted(tmp.iterdir())}
     (tmp/'manifest.json').write_text(json.dumps(manifest, indent=1))
-    for p in tmp.iterdir(): p.chmod(tmp.stat().st_mode & 0o666); _fsync(p)      # some writers make files that nobody else can read
+    for p in tmp.iterdir():
+        p.chmod(tmp.stat().st_mode & 0o666)      # some writers make files that nobody else can read
+        _fsync(p)
     _fsync(tmp)
     if folder.exists():
         old = folder.with_name(folder.name + '.maskbit.old.tmp')
-        shutil.rmtree(old, ignore_errors=True); folder.rename(old)
-        tmp.rename(folder); shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        tmp.rename(folder)
+        shutil.rmtree(old)
     else: tmp.rename(folder)
     _fsync(folder.parent)
 
-
+# %% ../../nbs/base/20_storage.ipynb #damage
 def damage(folder,     # to look at
            only=None): # names of the files that matter; None for all
     "What is wrong with a folder written by `atomic_folder`, in words; None if nothing."
     folder = Path(folder)
     try: manifest = json.loads((folder/'manifest.json').read_text())
-    except (OSError, ValueError): return f'{folder.name} has no readable manifest'
+    except (OSError, ValueError): manifest = None
     if not isinstance(manifest, dict): return f'{folder.name} has no readable manifest'
     for name, want in manifest.items():
         if only and name not in only: continue
@@ -72,6 +80,9 @@ def damage(folder,     # to look at
         if _digest(folder/name) != want: return f'{folder.name}/{name} is not what was written'
 
 # %% ../../nbs/base/20_storage.ipynb #save-checkpoint
+_STEP = 'step-' + '[0-9]' * 8     # the names of checkpoints
+
+
 def save_checkpoint(run,      # folder of the run
                     step,     # steps done
                     tensors,  # {name: tensor}
@@ -83,33 +94,59 @@ def save_checkpoint(run,      # folder of the run
     with atomic_folder(root/f'step-{step:08d}') as tmp:
         save_file({k: v.contiguous() for k, v in tensors.items()}, tmp/'tensors.safetensors')
         (tmp/'scalars.json').write_text(json.dumps(scalars))
-    for old in sorted(root.glob('step-' + '[0-9]' * 8))[:-keep]:
+    for old in sorted(root.glob(_STEP))[:-keep]:
         if best is None or old.name != f'step-{best:08d}': shutil.rmtree(old)
+
+# %% ../../nbs/base/20_storage.ipynb #latest-checkpoint
+def _read_checkpoint(folder):
+    "(step, tensors, scalars) of one checkpoint."
+    scalars = json.loads((folder/'scalars.json').read_text())
+    return int(folder.name[5:]), load_file(folder/'tensors.safetensors'), scalars
 
 
 def latest_checkpoint(run,         # folder of the run
                       say=print):  # told about each damaged checkpoint that is passed over
-    "The newest intact checkpoint as (step, tensors, scalars), or None if none was ever written; sets damaged ones aside, removes what a killed save left behind, and raises `InputError` if all are damaged."
+    """The newest intact checkpoint as (step, tensors, scalars), or None if none was ever written.
+
+    Sets damaged ones aside, removes what a killed save left behind, and raises `InputError` if all
+    are damaged."""
     root, found, aside = Path(run)/'checkpoints', None, []
     for tmp in root.glob('*.tmp'): shutil.rmtree(tmp)
-    for folder in sorted(root.glob('step-' + '[0-9]' * 8), reverse=True):
+    for folder in sorted(root.glob(_STEP), reverse=True):
         wrong = damage(folder)
-        if not wrong: found = int(folder.name[5:]), load_file(folder/'tensors.safetensors'), json.loads((folder/'scalars.json').read_text()); break
+        if not wrong:
+            found = _read_checkpoint(folder)
+            break
         aside.append((folder, wrong))
-    check(found or not aside, f'No checkpoint in {root} is whole ({"; ".join(w for _, w in aside)}): put a copy of one there, or remove the folder {run} to start again.')
+    wrongs = '; '.join(wrong for _, wrong in aside)
+    check(found or not aside, f'No checkpoint in {root} is whole ({wrongs}): '
+          f'put a copy of one there, or remove the folder {run} to start again.')
     for folder, wrong in aside:
-        other = folder.with_name(f'damaged-{folder.name}'); shutil.rmtree(other, ignore_errors=True); folder.rename(other)
+        other = folder.with_name(f'damaged-{folder.name}')
+        shutil.rmtree(other, ignore_errors=True)
+        folder.rename(other)
         say(f'Passing over a damaged checkpoint: {wrong}; it is now called {other.name}.')
     return found
 
 # %% ../../nbs/base/20_storage.ipynb #provenance
+def _cpu():
+    "The name of the processor."
+    import platform
+    info = Path('/proc/cpuinfo')
+    if not info.exists(): return platform.processor()
+    names = [l for l in info.read_text().splitlines() if l.startswith('model name')]
+    return names[0].split(':')[1].strip() if names else ''
+
+
 @functools.cache
 def provenance():
     "Hardware, package versions, git commit and time of a measurement."
     import platform, subprocess, time
     from importlib.metadata import version
-    git = subprocess.run(['git', '-C', str(files('maskbit')), 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True)
-    cpu = next((l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')), '') if Path('/proc/cpuinfo').exists() else platform.processor()
-    return dict(date=time.strftime('%Y-%m-%d'), git=git.stdout.strip() or None, python=platform.python_version(), cpu=cpu, threads=torch.get_num_threads(),
-                gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-                packages={p: version(p) for p in ('maskbit', 'torch', 'torchvision', 'accelerate', 'torch-fidelity')})
+    git = subprocess.run(['git', '-C', str(files('maskbit')), 'rev-parse', '--short', 'HEAD'],
+                         capture_output=True, text=True)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    packages = ('maskbit', 'torch', 'torchvision', 'accelerate', 'torch-fidelity')
+    return dict(date=time.strftime('%Y-%m-%d'), git=git.stdout.strip() or None,
+                python=platform.python_version(), cpu=_cpu(), threads=torch.get_num_threads(),
+                gpu=gpu, packages={p: version(p) for p in packages})
