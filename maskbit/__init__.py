@@ -1,7 +1,7 @@
 """MaskBit: embedding-free image generation from bit tokens.
 
-Names are imported when they are first used, so that `import maskbit` is quick: the front door (`Tokenizer`, `Generator`,
-`Shapes`, `sample`), and every module by its short name, as in `maskbit.roadmap`."""
+Names are imported when they are first used, so that `import maskbit` is quick: the front door (`Tokenizer`,
+`Generator`, `Shapes`, `sample`), and every module by its short name, as in `maskbit.roadmap`."""
 __version__ = "0.1.0"
 
 _FRONT_DOOR = {'Tokenizer': 'tokenizer', 'Generator': 'generator', 'Shapes': 'shapes', 'sample': 'sampling'}

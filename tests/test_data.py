@@ -8,7 +8,8 @@ from conftest import SMALL, SMALL_GENERATOR
 from maskbit.base.config import TrainConfig
 from maskbit.base.loader import batches
 from maskbit.base.shapes import Shapes
-from maskbit.base.shards import Shards, scan_shard, write_shards
+from maskbit.base.shard_files import scan_shard, write_shards
+from maskbit.base.shards import Shards
 from maskbit.base.trees import InputError
 from maskbit.stage1.tokenizer import Tokenizer
 from maskbit.stage2.token_cache import TokenCache, write_cache

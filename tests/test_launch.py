@@ -145,6 +145,7 @@ def small_stage(kind, device):
 def test_no_step_reads_a_value_back(kind, monkeypatch):
     "Apart from the seed and the average's counter, which are on the CPU anyway."
     from maskbit import bits, codebook, training
+    from maskbit.base.state import moving_average
     for module in bits, codebook:
         monkeypatch.setattr(module, 'check_tokens', lambda *_: None)                # looks on the CPU only
     monkeypatch.setattr(training, 'seed_of', lambda *_: 0)
@@ -153,7 +154,7 @@ def test_no_step_reads_a_value_back(kind, monkeypatch):
                            backward=lambda loss: loss.backward(),
                            clip_grad_norm_=nn.utils.clip_grad_norm_)
     stage, config, batch = small_stage(kind, here.device)
-    ema = training.moving_average(stage.parts[kind].model, 0.9)
+    ema = moving_average(stage.parts[kind].model, 0.9)
     def average(m): ema.multi_avg_fn(list(ema.module.parameters()), list(m.parameters()), 3)
     ema.update_parameters = average
     with NothingReadBack():

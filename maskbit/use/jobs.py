@@ -154,7 +154,7 @@ class WriteShards:
     seed: int = 0          # of the order in which they are written
 
     def __call__(self):
-        from maskbit.base.shards import write_shards
+        from maskbit.base.shard_files import write_shards
         index = write_shards(self.images, self.out, self.per_shard, self.seed)
         classes, shards = len(index['classes']), len(index['shards'])
         images = sum(len(s['label']) for s in index['shards'])
