@@ -12,41 +12,61 @@ from maskbit.stage1.codebook import VQ
 from maskbit.stage1.lfq import LFQ
 
 QUANTIZERS = {'lfq': lambda: LFQ(6), 'vq': lambda: VQ(4, 6)}
+# pictures in a block, of twelve, six on each of two processes
+BLOCKS = {'all pictures': 0, 'on one process': 2, 'across, shared': 4, 'across, all': 12}
 
 
 def assert_near(a, b, **how): torch.testing.assert_close(torch.tensor(a), torch.tensor(b), **how)
 
 
-def entropy_step(name, x):
+def entropy_step(name, x, block):
     "Entropy loss of a linear layer's latents, and its gradient with respect to the layer."
     torch.manual_seed(0)
     layer, quantizer = nn.Linear(5, 6), QUANTIZERS[name]()
-    losses = quantizer(layer(x).mT[..., None], 0.5).losses             # (B, 6, places, 1)
+    losses = quantizer(layer(x).mT[..., None], 0.1, block).losses      # (B, 6, places, 1)
     loss = losses['token_entropy'] - losses['mean_entropy']
     loss.backward()
     return loss.detach(), layer.weight.grad
 
 
-def worker(rank, name, x, folder):
+def worker(rank, x, folder):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
-    loss, grad = entropy_step(name, x.chunk(2)[rank])
-    for t in (loss, grad):                          # what DistributedDataParallel does to gradients
-        dist.all_reduce(t)
-        t /= 2
-    if rank == 0: torch.save((loss, grad), f'{folder}/both.pt')
+    both = {}
+    for name in QUANTIZERS:
+        for kind, block in BLOCKS.items():
+            both[name, kind] = entropy_step(name, x.chunk(2)[rank], block)
+            for t in both[name, kind]:              # what DistributedDataParallel does to gradients
+                dist.all_reduce(t)
+                t /= 2
+    if rank == 0: torch.save(both, f'{folder}/both.pt')
     dist.destroy_process_group()
 
 
+@pytest.fixture(scope='module')
+def pictures(): return torch.randn(12, 8, 5, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope='module')
+def both(pictures, tmp_path_factory):
+    "{quantizer, kind of block: loss and gradient} of two processes."
+    folder = tmp_path_factory.mktemp('both')
+    mp.spawn(worker, (pictures, str(folder)), nprocs=2)
+    return torch.load(folder/'both.pt', weights_only=True)
+
+
+@pytest.mark.parametrize('kind', BLOCKS)
 @pytest.mark.parametrize('name', QUANTIZERS)
-def test_two_processes_equal_one(name, tmp_path):
-    x = torch.randn(4, 8, 5, generator=torch.Generator().manual_seed(1))
-    mp.spawn(worker, (name, x, str(tmp_path)), nprocs=2)
-    loss, grad = torch.load(tmp_path/'both.pt', weights_only=True)
-    want_loss, want_grad = entropy_step(name, x)
+def test_two_processes_equal_one(name, kind, both, pictures):
+    (loss, grad), block = both[name, kind], BLOCKS[kind]
+    want_loss, want_grad = entropy_step(name, pictures, block)
     torch.testing.assert_close(loss, want_loss, atol=1e-5, rtol=0)
     torch.testing.assert_close(grad, want_grad, atol=1e-5, rtol=0)
-    alone = torch.stack([entropy_step(name, part)[1] for part in x.chunk(2)]).mean(0)
+    each = zip(*(entropy_step(name, b, 0) for b in pictures.split(block or len(pictures))))
+    for got, want in zip((loss, grad), each):
+        torch.testing.assert_close(got, torch.stack(want).mean(0), atol=1e-5, rtol=0)
+    if kind == 'on one process': return
+    alone = torch.stack([entropy_step(name, part, 0)[1] for part in pictures.chunk(2)]).mean(0)
     assert (alone - want_grad).abs().max() > 1e-4, 'each process by itself would have done something else'
 
 
@@ -56,6 +76,7 @@ LECAM = {'loss.gan_start': 0, 'loss.lecam': 1.0, 'loss.lecam_decay': 0.5}
 ADAPTIVE = {'model.quantizer': 'vq', 'loss.gan_adaptive': True, 'loss.gan_loss': 'non-saturating'}
 STEPS = {
     'lfq': ('tokenizer', LECAM),
+    'lfq, block of one process': ('tokenizer', LECAM | {'loss.entropy_block': 2}),
     'vq, adaptive weight': ('tokenizer', LECAM | ADAPTIVE),
     'maskbit': ('generator', {'model.dropout': 0.0}),
     'maskgit': ('generator', {'model.dropout': 0.0, 'model.input': 'embedding'})}
@@ -96,7 +117,7 @@ def test_one_step_on_two_processes(name, cache, tmp_path, fault):
 def test_each_by_itself_would_differ(cache, tmp_path):
     """The test above can fail: two slices of four in one process see other mean assignments than one
     slice of eight."""
-    config = change(CONFIG['tokenizer'], ONE_STEP | STEPS['lfq'][1])
+    config = change(CONFIG['tokenizer'], ONE_STEP | STEPS['lfq'][1] | {'loss.entropy_block': 0})
     train('tokenizer', tmp_path/'one', config, cache)
     train('tokenizer', tmp_path/'slices', change(config, {'train.microbatch': 4}), cache)
     (one,), (two,) = losses(tmp_path/'one'), losses(tmp_path/'slices')

@@ -65,8 +65,14 @@ class Stage1LossConfig:
     # a local copy of its weights (VGG16 or ResNet50), instead of a download
     perceptual_file: str = ''
     perceptual_weight: float = 0.1     # weight of the perceptual loss
+    # side in pixels that the network sees both pictures at, 0 for their own
+    perceptual_size: int = 224
     commitment: float = 0.25           # weight of the pull of the latent towards its code
+    codebook: float = 1.0              # of vq: weight of the pull of the code towards the latent
     entropy: float = 0.02              # weight of the entropy term
+    # pictures over which assignments are averaged for the mean entropy, at most the batch; they may
+    # lie on several processes. 0 for all that all processes hold at a time
+    entropy_block: int = 16
     entropy_boost: float = 2.0         # extra multiple of `entropy` at step 0, linear to 0 ...
     entropy_boost_steps: int = 2_000   # ... over this many steps
     temperature: float = 0.01          # tau of the entropy term
@@ -81,7 +87,8 @@ class Stage1LossConfig:
     def __post_init__(self):
         check_choices(self)
         at_least(self, temperature=1e-6, entropy_boost_steps=1, gan_start=0, gan=0, lecam=0)
-        at_least(self, entropy=0, commitment=0, perceptual_weight=0, reconstruction=0)
+        at_least(self, entropy=0, commitment=0, codebook=0, reconstruction=0, entropy_block=0)
+        at_least(self, perceptual_weight=0, perceptual_size=0)
 
 # %% ../../nbs/base/10_config.ipynb #discriminator-config
 @dataclass(frozen=True)

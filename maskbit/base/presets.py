@@ -9,7 +9,7 @@ __all__ = ['SAMPLING', 'STAGE1', 'STAGE2', 'preset']
 from .config import (DiscriminatorConfig, GeneratorConfig, OptimConfig, SampleConfig,
                                  Stage1Config, Stage1LossConfig, Stage2Config, TokenizerConfig,
                                  TrainConfig)
-from .trees import check
+from .trees import change, check
 
 # %% ../../nbs/base/11_presets.ipynb #sampling
 SAMPLING = { #                n    s    t    m
@@ -30,7 +30,8 @@ def _shapes_tokenizer(steps, channels, lr):
                               channel_mult=(1, 2, 2)),
         discriminator=DiscriminatorConfig(base_channels=32, stages=2),
         loss=Stage1LossConfig(reconstruction=40.0, commitment=0.1, perceptual='shapes',
-                              gan_start=steps * 3 // 4, entropy_boost_steps=steps // 5),
+                              perceptual_size=0, gan_start=steps * 3 // 4,
+                              entropy_block=32, entropy_boost_steps=steps // 5),
         optim=OptimConfig(lr=lr, warmup=min(100, steps // 10), ema=0.995),
         train=TrainConfig(steps=steps, batch=32, microbatch=32, save_every=max(100, steps // 10)))
 
@@ -53,10 +54,17 @@ STAGE1 = {
     **{f'paper-{k}bit': Stage1Config(TokenizerConfig(bits=k)) for k in _PAPER}}
 
 STAGE2 = {
-    'tiny': _shapes_generator(800, 128, 4, 1e-3),
-    'shapes': _shapes_generator(2500, 192, 4, 1e-3),
+    'tiny': _shapes_generator(800, 128, 4, 3e-3),
+    'shapes': _shapes_generator(2500, 192, 4, 3e-3),
     **{f'paper-{k}bit': Stage2Config(GeneratorConfig(bits=k, sample=SAMPLING[f'{k}bit']))
        for k in _PAPER}}
+
+# %% ../../nbs/base/11_presets.ipynb #released
+_CODE = {'train.precision': 'float32'}   # in both stages of the released code
+STAGE1['released-12bit'] = change(STAGE1['paper-12bit'], _CODE | {'model.released_shortcut': True})
+STAGE2['released-12bit'] = change(STAGE2['paper-12bit'], _CODE | {'loss.over': 'all'})
+STAGE1['released-vqgan-plus-12bit'] = change(STAGE1['released-12bit'], {
+    'model.quantizer': 'vq', 'model.embedding': 64, 'loss.entropy': 0.0})
 
 # %% ../../nbs/base/11_presets.ipynb #preset
 def preset(presets, name): # `STAGE1` or `STAGE2`, and one of its names

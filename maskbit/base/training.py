@@ -22,7 +22,7 @@ from .trees import check
 # %% ../../nbs/base/44_training.ipynb #schedule
 def lr_factor(step, steps, warmup, final): # all but `final` in steps; 1 is a constant rate
     "The learning rate at `step` as a fraction of its peak: linear warm-up, then cosine (App. B.1)."
-    if step < warmup: return (step + 1) / warmup
+    if step < warmup: return step / warmup
     t = min(1.0, (step - warmup) / max(1, steps - warmup))
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * t))
 

@@ -59,7 +59,7 @@ class BlurDiscriminator(nn.Module):
         def act(): return nn.LeakyReLU(0.1)
         def stage(i, o):
             conv, halve = nn.Conv2d(i, o, 3, padding=1), BlurPool(self.taps)
-            return nn.Sequential(conv, halve, group_norm(o), act())
+            return nn.Sequential(conv, halve, group_norm(o, 1e-5), act())
         self.conv_in = nn.Sequential(nn.Conv2d(3, c, 5, padding=2), act())
         self.stages = nn.Sequential(*[stage(i, o) for i, o in zip(widths, widths[1:])])
         self.to_logits = nn.Sequential(nn.Conv2d(last, last, 1), act(),
@@ -82,13 +82,13 @@ def hinge_loss(real, fake): # logits
 
 
 def logistic_loss(real, fake): # logits
-    "Loss of the discriminator as a classifier."
-    return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
+    "Loss of the discriminator as a classifier: its cross-entropy on real plus that on fake."
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
 GAN_LOSSES = { # name: loss of the discriminator, loss of what it judges
     'hinge': (hinge_loss, lambda fake: -fake.mean()),
-    'vanilla': (logistic_loss, lambda fake: -fake.mean()),
+    'vanilla': (lambda real, fake: logistic_loss(real, fake) / 2, lambda fake: -fake.mean()),
     'non-saturating': (logistic_loss, lambda fake: F.softplus(-fake).mean())}
 
 # %% ../../nbs/stage1/40_discriminator.ipynb #lecam

@@ -8,38 +8,68 @@ __all__ = ['token_entropy', 'mean_assignment', 'mean_entropy', 'LFQ']
 # %% ../../nbs/stage1/50_lfq.ipynb #imports
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from ..base.bits import bits_to_indices, indices_to_bits
-from .codebook import Quantized, global_mean
+from .codebook import Quantized, block_means
 
 # %% ../../nbs/stage1/50_lfq.ipynb #token-entropy
-def token_entropy(z,    # (T, K) latents
+def token_entropy(z,    # (..., K) latents
                   tau): # temperature
     "Mean over tokens of the entropy, in nats, of softmax(2 z.c / tau) over all 2^K codes; O(T K)."
     a = (4 * z / tau).abs()          # logit of each coin; its entropy does not care for the sign
     return (F.softplus(-a) + a * torch.sigmoid(-a)).sum(-1).mean()
 
-# %% ../../nbs/stage1/50_lfq.ipynb #mean-entropy
-def _product(p, q): # (T, k) probabilities of +1 and of -1
-    "Probabilities of all 2^k values of k independent bits, little-endian: (T, 2^k)."
-    out = p.new_ones(len(p), 1)
-    for pk, qk in zip(p.T, q.T): out = torch.cat([out * qk[:, None], out * pk[:, None]], 1)
-    return out
+# %% ../../nbs/stage1/50_lfq.ipynb #product
+def _product(coins): # (p, k, 2, T) probabilities of -1 and of +1 of k bits
+    "Probabilities of all 2^k values of k independent bits, little-endian: (p, 2^k, T)."
+    p, k, _, T = coins.shape
+    if k < 2: return coins[:, 0] if k else coins.new_ones(p, 1, T)
+    low, high = _product(coins[:, :k // 2]), _product(coins[:, k // 2:])
+    return (high[:, :, None] * low[:, None]).flatten(1, 2)
 
 # %% ../../nbs/stage1/50_lfq.ipynb #mean-assignment
-def mean_assignment(z,    # (T, K) latents
+def _of_bits(w): # (p, 2^k, T) weights of all values of k bits
+    "Sum of the weights of the values whose bit is +1, for each bit: (p, k, T)."
+    k = w.shape[1].bit_length() - 1
+    bits = indices_to_bits(torch.arange(2 ** k, device=w.device), k) > 0       # (2^k, k)
+    return bits.T.to(w.dtype) @ w
+
+
+class _MeanAssignment(torch.autograd.Function):
+    "Logits (p, T, K) of independent bits -> means (p, 2^(K//2), 2^(K - K//2)) over T."
+    @staticmethod
+    def forward(ctx, x):
+        p, half = torch.sigmoid(x.mT), x.shape[2] // 2
+        coins = torch.stack([torch.sigmoid(-x.mT), p], 2)
+        low, high = _product(coins[:, :half]), _product(coins[:, half:])
+        ctx.save_for_backward(p, low, high)
+        return low @ high.mT / x.shape[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        p, low, high = ctx.saved_tensors
+        gradient = gradient / p.shape[2]
+        w = (gradient @ high).mul_(low)
+        total, of_low = w.sum(1, keepdim=True), _of_bits(w)
+        of_high = _of_bits((gradient.mT @ low).mul_(high))
+        return (torch.cat([of_low, of_high], 1) - p * total).mT
+
+# %% ../../nbs/stage1/50_lfq.ipynb #mean-entropy
+def mean_assignment(z,    # (p, T, K) latents
                     tau): # temperature
-    "Mean of softmax(2 z.c / tau) over all tokens: (2^(K//2), 2^(K - K//2)), low by high bits."
-    p, q, half = torch.sigmoid(4 * z / tau), torch.sigmoid(-4 * z / tau), z.shape[1] // 2
-    low, high = _product(p[:, :half], q[:, :half]), _product(p[:, half:], q[:, half:])
-    return global_mean(low.T @ high / len(z))
+    "Means of softmax(2 z.c / tau) over T tokens: (p, 2^(K//2), 2^(K - K//2)), low by high bits."
+    return _MeanAssignment.apply(4 * z / tau)
 
 
-def mean_entropy(z, tau): # as for `mean_assignment`
-    "Entropy, in nats, of the mean assignment."
-    mean = mean_assignment(z, tau)
-    tiny = torch.finfo(mean.dtype).tiny         # keeps the logarithm of an unused code finite
-    return -(mean * (mean + tiny).log()).sum()
+def mean_entropy(z,        # (B, n, K) latents, n for each of B pictures
+                 tau,      # temperature
+                 block=0): # pictures of a block, as for `block_means`
+    "Entropy of the mean assignment of a block, in nats; the mean over blocks."
+    means = block_means(lambda tokens: mean_assignment(tokens, tau), z, block)
+    tiny = torch.finfo(means.dtype).tiny        # keeps the logarithm of an unused code finite
+    return -(means * (means + tiny).log()).sum((1, 2)).mean()
 
 # %% ../../nbs/stage1/50_lfq.ipynb #lfq
 class LFQ(nn.Module):
@@ -48,16 +78,17 @@ class LFQ(nn.Module):
         super().__init__()
         self.bits = bits
 
-    def forward(self, z,          # (B, K, h, w)
-                tau=None):        # temperature of the entropies; None for none
+    def forward(self, z,      # (B, K, h, w)
+                tau=None,     # temperature of the entropies; None for none
+                block=0):     # pictures of a block of the mean entropy, as for `block_means`
         "Quantize, with the losses that training needs."
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
             hard = torch.where(z > 0, 1.0, -1.0)
-            tokens, losses = z.movedim(1, -1).flatten(0, -2), {'commitment': F.mse_loss(z, hard)}
+            tokens, losses = z.flatten(2).mT, {'commitment': F.mse_loss(z, hard)}     # (B, n, K)
             if tau:
                 losses['token_entropy'] = token_entropy(tokens, tau)
-                losses['mean_entropy'] = mean_entropy(tokens, tau)
+                losses['mean_entropy'] = mean_entropy(tokens, tau, block)
             return Quantized(z + (hard - z).detach(), self.indices(z), losses)
 
     def indices(self, z): # (B, K, h, w) -> (B, h, w)

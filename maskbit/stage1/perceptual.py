@@ -22,8 +22,10 @@ class PerceptualLoss(nn.Module):
     "Distance of two batches of images in [0, 1] as a frozen network sees them; a scalar."
     def __init__(self,
                  name,      # of `Stage1LossConfig.perceptual`
-                 file=''):  # of the weights of VGG16 or ResNet50, if not downloaded
+                 file='',   # of the weights of VGG16 or ResNet50, if not downloaded
+                 size=0):   # side that it sees both batches at, in pixels; 0 for their own
         super().__init__()
+        self.size = size
         network, _, self.compare = name.partition('-')
         networks = {'lpips': lambda: lpips_vgg(file), 'resnet50': lambda: ResNet50(file),
                     'shapes': ShapesNet, 'none': lambda: None}
@@ -32,8 +34,13 @@ class PerceptualLoss(nn.Module):
 
     def train(self, mode=True): return super().train(False)
 
+    def resized(self, x):
+        if not self.size: return x
+        return F.interpolate(x, (self.size, self.size), mode='bilinear', antialias=True)
+
     def forward(self, images, targets):
         if self.net is None: return images.new_zeros(())
+        images, targets = self.resized(images), self.resized(targets)
         if self.lpips: return self.net(images * 2 - 1, targets * 2 - 1).float().mean()
         with torch.no_grad(): wanted, seen = self.net(targets)
         logits, features = self.net(images)

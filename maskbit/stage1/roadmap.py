@@ -16,8 +16,9 @@ def taming_vqgan():
     return Stage1Config(
         model=TokenizerConfig(bits=10, autoencoder='taming', quantizer='vq', embedding=256),
         discriminator=DiscriminatorConfig('patchgan', base_channels=64, stages=3),
-        loss=Stage1LossConfig(norm='l1', reconstruction=1.0,
-                              perceptual='lpips', perceptual_weight=1.0,
+        loss=Stage1LossConfig(norm='l1', reconstruction=2.0,
+                              perceptual='lpips', perceptual_weight=1.0, perceptual_size=0,
+                              commitment=1.0, codebook=0.25,
                               entropy=0.0, gan=0.8, gan_adaptive=True, lecam=0.0),
         optim=OptimConfig(lr=4.5e-6 * 256, schedule='constant', warmup=0, betas=(0.5, 0.9),
                           weight_decay=0.0, clip=0.0, ema=0.0),
@@ -28,6 +29,7 @@ def symmetric():
     "Step 1 (Sec. 2.3): symmetric, without attention, as wide as the discriminator; cosine rate."
     return change(taming_vqgan(), {
         'model.autoencoder': 'convolutional', 'model.base_channels': 64,
+        'loss.commitment': 0.25, 'loss.codebook': 1.0,                                   # App. B.1
         'optim.lr': 1e-4, 'optim.schedule': 'cosine', 'optim.warmup': 5_000,
         'optim.betas': (0.9, 0.999), 'optim.weight_decay': 1e-4, 'optim.clip': 1.0})     # App. B.1
 
@@ -40,6 +42,7 @@ def capacity():
 def perceptual():
     "Step 3 (Sec. 2.3): logits of a ResNet50 in place of LPIPS; the loss weights of App. B.1."
     return change(capacity(), {'loss.perceptual': 'resnet50', 'loss.perceptual_weight': 0.1,
+                               'loss.perceptual_size': 224,      # as in the released code
                                'loss.norm': 'l2', 'loss.reconstruction': 4.0})
 
 # %% ../../nbs/stage1/40_discriminator.ipynb #steps

@@ -88,13 +88,15 @@ def _smaller(config, s): # a step, a scale
     "The fields that make pictures, networks and batch of a step as small as the scale."
     per_image = config.optim.schedule == 'constant'        # is the rate one for each image?
     share = s.batch / config.train.batch if per_image else 1
+    tokens = (s.resolution // 2 ** (len(s.channel_mult) - 1)) ** 2     # of a picture
     return {
         'model.resolution': s.resolution, 'model.channel_mult': s.channel_mult,
         'model.base_channels': config.model.base_channels // s.divide,
         'model.embedding': config.model.embedding // s.divide,
         'discriminator.base_channels': config.discriminator.base_channels // s.divide,
         'discriminator.stages': s.stages,
-        'loss.perceptual': _STAND_INS[config.loss.perceptual],
+        'loss.perceptual': _STAND_INS[config.loss.perceptual], 'loss.perceptual_size': 0,
+        'loss.entropy_block': min(s.batch, config.loss.entropy_block * 256 // tokens),
         'optim.lr': 10 * config.optim.lr * share,
         'train.batch': s.batch, 'train.microbatch': s.batch}
 

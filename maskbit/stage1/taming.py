@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from ..base.config import TokenizerConfig
 
 # %% ../../nbs/stage1/15_taming.ipynb #norm
-def group_norm(channels): # C
+def group_norm(channels,  # C
+               eps=1e-6): # the discriminators of VQGAN+ have 1e-5
     "GroupNorm over (B, C, H, W) with 32 groups, or the largest divisor that C shares with 32."
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+    return nn.GroupNorm(math.gcd(32, channels), channels, eps)
 
 # %% ../../nbs/stage1/15_taming.ipynb #down
 class Downsample(nn.Conv2d):

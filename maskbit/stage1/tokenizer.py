@@ -44,9 +44,10 @@ class Tokenizer(nn.Module, Pretrained):
         self.decoder = decoder(config)
 
     def forward(self, images, # (B, 3, H, W) in [0, 1]
-                tau=None):    # temperature of the entropies; None for none
+                tau=None,     # temperature of the entropies; None for none
+                block=0):     # pictures of a block of the mean entropy; 0 for all at hand
         "Reconstruct, with the indices and losses that training needs."
-        q = self.quantize(self.encoder(images), tau)
+        q = self.quantize(self.encoder(images), tau, block)
         return Reconstruction(self.decoder(q.latent), q.indices, q.losses)
 
 # %% ../../nbs/stage1/55_tokenizer.ipynb #in-tiles

@@ -59,6 +59,7 @@ class MaskedTransformer(nn.Module, Pretrained):
         for m in self.modules():
             if isinstance(m, (nn.Linear, nn.Embedding)): nn.init.trunc_normal_(m.weight, std=0.02)
             if isinstance(m, nn.Linear): nn.init.zeros_(m.bias)
+            if isinstance(m, Layer): nn.init.xavier_uniform_(m.qkv.weight)
         nn.init.trunc_normal_(self.pos_emb, std=0.02)
 
     def forward(self, groups, mask, labels): # labels equal to `config.classes` mean none

@@ -12,7 +12,7 @@ from ..base.data import open_data
 from ..base.metrics import evaluate_tokenizer
 from ..base.monitor import read_log
 from ..base.results import RESULTS, record
-from ..base.trees import change, check
+from ..base.trees import change, check, flat
 from ..stage1 import roadmap
 from ..stage1.perceptual import PerceptualLoss
 from ..stage1.steps import WEIGHTS, at_scale
@@ -25,7 +25,8 @@ def _rows(scale, steps, only, images, weights):
     for k, (name, step) in enumerate(roadmap.STEPS.items()):
         if only and name not in only: continue
         c = change(at_scale(step(), scale, steps), {'data.images': images})
-        if images != 'shapes': c = change(c, {'loss.perceptual': step().loss.perceptual})
+        if images != 'shapes':
+            c = change(c, {k: flat(step())[k] for k in ('loss.perceptual', 'loss.perceptual_size')})
         if weights and c.loss.perceptual in WEIGHTS:
             c = change(c, {'loss.perceptual_file': str(Path(weights)/WEIGHTS[c.loss.perceptual])})
         rows[f'{k}-{name}'] = c
