@@ -13,7 +13,7 @@ from .taming import Downsample, ResBlock, Upsample, group_norm
 
 # %% ../../nbs/stage1/25_symmetric.ipynb #blocks
 class ReleasedBlock(ResBlock):
-    "The residual block as the released weights need it: where widths change, the shortcut sees the block's *output*, so nothing is skipped."
+    "The block that the released weights need: where widths change, the shortcut sees its *output*."
     def __init__(self, i, o):
         super().__init__(i, o)
         if i != o: self.nin_shortcut = nn.Conv2d(o, o, 1, bias=False)
@@ -22,13 +22,14 @@ class ReleasedBlock(ResBlock):
         h = self.residual(x)
         return h + self.nin_shortcut(x if isinstance(self.nin_shortcut, nn.Identity) else h)
 
-
+# %% ../../nbs/stage1/25_symmetric.ipynb #stage
 class Blocks(nn.Module):
     "A stage: `blocks` residual blocks, then a change of resolution if there is one."
     def __init__(self, i, o, config: TokenizerConfig, resize=None):
         super().__init__()
         block = ReleasedBlock if config.released_shortcut else ResBlock
-        self.res_blocks = nn.Sequential(*[block(i if b == 0 else o, o) for b in range(config.blocks)])
+        inputs = [i] + [o] * (config.blocks - 1)
+        self.res_blocks = nn.Sequential(*[block(c, o) for c in inputs])
         self.resize = resize or nn.Identity()
 
     def forward(self, x): return self.resize(self.res_blocks(x))
@@ -41,14 +42,18 @@ class Encoder(nn.Module):
     "Images (B, 3, H, W) -> latent (B, D, H/stride, W/stride)."
     def __init__(self, config: TokenizerConfig):
         super().__init__()
-        widths, down = [config.base_channels * m for m in config.channel_mult], DOWNSAMPLE[config.downsample]
+        widths = [config.base_channels * m for m in config.channel_mult]
+        last, down = len(widths) - 1, DOWNSAMPLE[config.downsample]
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
-        self.down = nn.Sequential(*[Blocks(i, o, config, down(o) if k < len(widths) - 1 else None)
+        self.down = nn.Sequential(*[Blocks(i, o, config, down(o) if k < last else None)
                                     for k, (i, o) in enumerate(zip(widths[:1] + widths, widths))])
         self.mid = Blocks(widths[-1], widths[-1], config)
-        self.norm_out, self.conv_out = group_norm(widths[-1]), nn.Conv2d(widths[-1], config.latent, 1)
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], config.latent, 1)
 
-    def forward(self, x): return self.conv_out(F.silu(self.norm_out(self.mid(self.down(self.conv_in(x))))))
+    def forward(self, x):
+        h = self.mid(self.down(self.conv_in(x)))
+        return self.conv_out(F.silu(self.norm_out(h)))
 
 # %% ../../nbs/stage1/25_symmetric.ipynb #decoder
 class Decoder(nn.Module):
@@ -56,10 +61,14 @@ class Decoder(nn.Module):
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         widths = [config.base_channels * m for m in reversed(config.channel_mult)]
+        last = len(widths) - 1
         self.conv_in = nn.Conv2d(config.latent, widths[0], 3, padding=1)
         self.mid = Blocks(widths[0], widths[0], config)
-        self.up = nn.Sequential(*[Blocks(i, o, config, Upsample(o) if k < len(widths) - 1 else None)
+        self.up = nn.Sequential(*[Blocks(i, o, config, Upsample(o) if k < last else None)
                                   for k, (i, o) in enumerate(zip(widths[:1] + widths, widths))])
-        self.norm_out, self.conv_out = group_norm(widths[-1]), nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
-    def forward(self, z): return self.conv_out(F.silu(self.norm_out(self.up(self.mid(self.conv_in(z))))))
+    def forward(self, z):
+        h = self.up(self.mid(self.conv_in(z)))
+        return self.conv_out(F.silu(self.norm_out(h)))

@@ -19,25 +19,31 @@ def distances(z,  # (T, D) latents
     "Squared distances (T, C)."
     return z.square().sum(1, keepdim=True) - 2 * z @ e.T + e.square().sum(1)
 
-# %% ../../nbs/stage1/10_codebook.ipynb #entropies
+# %% ../../nbs/stage1/10_codebook.ipynb #global-mean
 class _AllSum(torch.autograd.Function):
-    "The sum of a tensor over all processes; every process's loss depends on it, so the gradient is a sum as well."
+    "A sum over all processes; every process's loss depends on it, so the gradient is a sum too."
     @staticmethod
-    def forward(ctx, x): x = x.clone(); dist.all_reduce(x); return x
+    def forward(ctx, x):
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
 
     @staticmethod
-    def backward(ctx, gradient): gradient = gradient.clone(); dist.all_reduce(gradient); return gradient
+    def backward(ctx, gradient):
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
 
 
 def global_mean(mean): # a tensor that is a mean over this process's tokens
     "The mean over the tokens of all processes, with gradients."
-    if dist.is_available() and dist.is_initialized(): mean = _AllSum.apply(mean) / dist.get_world_size()
-    return mean
+    if not (dist.is_available() and dist.is_initialized()): return mean
+    return _AllSum.apply(mean) / dist.get_world_size()
 
-
+# %% ../../nbs/stage1/10_codebook.ipynb #entropies
 def assignment_entropies(d,    # (T, C) squared distances
                          tau): # temperature
-    "Mean entropy of each token's soft assignment, and entropy of the mean assignment over all processes, in nats."
+    "Entropy of a token's soft assignment (mean), and of the mean assignment of all, in nats."
     logp = (-d / tau).log_softmax(1)
     token = -(logp.exp() * logp).sum(1).mean()
     mean = global_mean(logp.exp().mean(0))
@@ -48,9 +54,9 @@ class Quantized(NamedTuple):
     "What a quantizer returns."
     latent: torch.Tensor    # (B, D, h, w), with straight-through gradient
     indices: torch.Tensor   # (B, h, w) int64
-    losses: dict            # name -> scalar: commitment, and as they apply codebook, token_entropy, mean_entropy
+    losses: dict            # scalars: commitment, and as they apply codebook and the two entropies
 
-
+# %% ../../nbs/stage1/10_codebook.ipynb #vq-class
 class VQ(nn.Module):
     "Vector quantization with a learned codebook (Sec. 2.1)."
     def __init__(self, bits, embedding): # K, so 2^K entries, and their length

@@ -16,14 +16,16 @@ from .taming import group_norm
 
 # %% ../../nbs/stage1/40_discriminator.ipynb #patchgan
 class PatchGAN(nn.Module):
-    "Images (B, 3, H, W) in [0, 1] -> logits (B, 1, H/2^stages - 2, W/2^stages - 2), high for real (Isola et al., 2017)."
+    "Images (B, 3, H, W) in [0, 1] -> logits (B, 1, H/2^stages - 2, W/2^stages - 2), high for real."
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()
         c, n = config.base_channels, config.stages
-        widths, act = [c * min(2 ** k, 8) for k in range(n + 1)], lambda: nn.LeakyReLU(0.2)
+        widths = [c * min(2 ** k, 8) for k in range(n + 1)]
+        def act(): return nn.LeakyReLU(0.2)
         layers = [nn.Conv2d(3, c, 4, 2, 1), act()]
         for k, (i, o) in enumerate(zip(widths, widths[1:])):
-            layers += [nn.Conv2d(i, o, 4, 2 if k < n - 1 else 1, 1, bias=False), nn.BatchNorm2d(o), act()]
+            stride = 2 if k < n - 1 else 1
+            layers += [nn.Conv2d(i, o, 4, stride, 1, bias=False), nn.BatchNorm2d(o), act()]
         self.main = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 1))
         for m in self.main:
             if isinstance(m, nn.Conv2d): nn.init.normal_(m.weight, 0, 0.02)
@@ -39,24 +41,33 @@ class BlurPool(nn.Module):
         k = torch.tensor(taps) / sum(taps)
         self.register_buffer('kernel', (k[:, None] * k)[None, None], persistent=False)
 
-    def forward(self, x): return F.conv2d(x, self.kernel.to(x.dtype).expand(x.shape[1], -1, -1, -1), stride=2, padding=1, groups=x.shape[1])
+    def forward(self, x):
+        channels = x.shape[1]
+        kernel = self.kernel.to(x.dtype).expand(channels, -1, -1, -1)
+        return F.conv2d(x, kernel, stride=2, padding=1, groups=channels)
 
 # %% ../../nbs/stage1/40_discriminator.ipynb #discriminator
 class BlurDiscriminator(nn.Module):
-    "Images (B, 3, H, W) in [0, 1] -> logits (B, 1, H/2^stages, W/2^stages), high for real (Sec. 2.2, step 4b)."
+    "Images (B, 3, H, W) in [0, 1] -> logits (B, 1, H/2^stages, W/2^stages), high for real."
     taps = 1., 3., 3., 1.
 
     def __init__(self, config=DiscriminatorConfig()):
         super().__init__()
-        c, act = config.base_channels, lambda: nn.LeakyReLU(0.1)
+        c = config.base_channels
         widths = [c] + [c * 2 ** k for k in range(config.stages)]
+        last = widths[-1]
+        def act(): return nn.LeakyReLU(0.1)
+        def stage(i, o):
+            conv, halve = nn.Conv2d(i, o, 3, padding=1), BlurPool(self.taps)
+            return nn.Sequential(conv, halve, group_norm(o), act())
         self.conv_in = nn.Sequential(nn.Conv2d(3, c, 5, padding=2), act())
-        self.stages = nn.Sequential(*[nn.Sequential(nn.Conv2d(i, o, 3, padding=1), BlurPool(self.taps), group_norm(o), act()) for i, o in zip(widths, widths[1:])])
-        self.to_logits = nn.Sequential(nn.Conv2d(widths[-1], widths[-1], 1), act(), nn.Conv2d(widths[-1], 1, 5, padding=2))
+        self.stages = nn.Sequential(*[stage(i, o) for i, o in zip(widths, widths[1:])])
+        self.to_logits = nn.Sequential(nn.Conv2d(last, last, 1), act(),
+                                       nn.Conv2d(last, 1, 5, padding=2))
 
     def forward(self, images): return self.to_logits(self.stages(self.conv_in(images)))
 
-
+# %% ../../nbs/stage1/40_discriminator.ipynb #discriminators
 class AverageDiscriminator(BlurDiscriminator):
     "The same with 2x2 average pooling in place of the blur (step 4a)."
     taps = 0., 1., 1., 0.
@@ -86,13 +97,16 @@ class LeCam(nn.Module):
     def __init__(self, decay): # of the moving averages
         super().__init__()
         self.decay = decay
-        self.register_buffer('real', torch.zeros(())); self.register_buffer('fake', torch.zeros(()))
+        self.register_buffer('real', torch.zeros(()))
+        self.register_buffer('fake', torch.zeros(()))
 
     def forward(self, real, fake): # logits
         "The penalty, and the two means over all processes, all scalars."
         real, fake = global_mean(torch.stack([real.float().mean(), fake.float().mean()]))
-        return F.relu(real - self.fake).square() + F.relu(self.real - fake).square(), real, fake
+        penalty = F.relu(real - self.fake).square() + F.relu(self.real - fake).square()
+        return penalty, real, fake
 
     def move(self, real, fake): # their means over a batch
         "Move the averages."
-        self.real.lerp_(real, 1 - self.decay); self.fake.lerp_(fake, 1 - self.decay)
+        self.real.lerp_(real, 1 - self.decay)
+        self.fake.lerp_(fake, 1 - self.decay)

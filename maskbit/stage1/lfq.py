@@ -16,7 +16,7 @@ from .codebook import Quantized, global_mean
 def token_entropy(z,    # (T, K) latents
                   tau): # temperature
     "Mean over tokens of the entropy, in nats, of softmax(2 z.c / tau) over all 2^K codes; O(T K)."
-    a = (4 * z / tau).abs()                              # logit of each coin; its entropy does not care for the sign
+    a = (4 * z / tau).abs()          # logit of each coin; its entropy does not care for the sign
     return (F.softplus(-a) + a * torch.sigmoid(-a)).sum(-1).mean()
 
 # %% ../../nbs/stage1/50_lfq.ipynb #mean-entropy
@@ -26,23 +26,27 @@ def _product(p, q): # (T, k) probabilities of +1 and of -1
     for pk, qk in zip(p.T, q.T): out = torch.cat([out * qk[:, None], out * pk[:, None]], 1)
     return out
 
-
+# %% ../../nbs/stage1/50_lfq.ipynb #mean-assignment
 def mean_assignment(z,    # (T, K) latents
                     tau): # temperature
-    "The mean over tokens, and over processes, of softmax(2 z.c / tau), as (2^(K//2), 2^(K - K//2)) for low and high bits."
+    "Mean of softmax(2 z.c / tau) over all tokens: (2^(K//2), 2^(K - K//2)), low by high bits."
     p, q, half = torch.sigmoid(4 * z / tau), torch.sigmoid(-4 * z / tau), z.shape[1] // 2
-    return global_mean(_product(p[:, :half], q[:, :half]).T @ _product(p[:, half:], q[:, half:]) / len(z))
+    low, high = _product(p[:, :half], q[:, :half]), _product(p[:, half:], q[:, half:])
+    return global_mean(low.T @ high / len(z))
 
 
 def mean_entropy(z, tau): # as for `mean_assignment`
-    "Entropy, in nats, of the mean assignment; the smallest float keeps the logarithm of an unused code finite."
+    "Entropy, in nats, of the mean assignment."
     mean = mean_assignment(z, tau)
-    return -(mean * (mean + torch.finfo(mean.dtype).tiny).log()).sum()
+    tiny = torch.finfo(mean.dtype).tiny         # keeps the logarithm of an unused code finite
+    return -(mean * (mean + tiny).log()).sum()
 
 # %% ../../nbs/stage1/50_lfq.ipynb #lfq
 class LFQ(nn.Module):
-    "Lookup-free quantization (Sec. 3.1): the sign of each of K channels; no parameters."
-    def __init__(self, bits): super().__init__(); self.bits = bits
+    "Lookup-free quantization (Sec. 2.3): the sign of each of K channels; no parameters."
+    def __init__(self, bits):
+        super().__init__()
+        self.bits = bits
 
     def forward(self, z,          # (B, K, h, w)
                 tau=None):        # temperature of the entropies; None for none
@@ -50,10 +54,14 @@ class LFQ(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
             hard = torch.where(z > 0, 1.0, -1.0)
-            tokens, losses = z.movedim(1, -1).flatten(0, -2), dict(commitment=F.mse_loss(z, hard))
-            if tau: losses |= dict(token_entropy=token_entropy(tokens, tau), mean_entropy=mean_entropy(tokens, tau))
-            return Quantized(z + (hard - z).detach(), bits_to_indices(z.movedim(1, -1)), losses)
+            tokens, losses = z.movedim(1, -1).flatten(0, -2), {'commitment': F.mse_loss(z, hard)}
+            if tau:
+                losses['token_entropy'] = token_entropy(tokens, tau)
+                losses['mean_entropy'] = mean_entropy(tokens, tau)
+            return Quantized(z + (hard - z).detach(), self.indices(z), losses)
 
-    def indices(self, z): return bits_to_indices(z.movedim(1, -1))                            # (B, K, h, w) -> (B, h, w)
+    def indices(self, z): # (B, K, h, w) -> (B, h, w)
+        return bits_to_indices(z.movedim(1, -1))
 
-    def latent(self, indices): return indices_to_bits(indices, self.bits).movedim(-1, 1)      # (B, h, w) -> (B, K, h, w)
+    def latent(self, indices): # (B, h, w) -> (B, K, h, w)
+        return indices_to_bits(indices, self.bits).movedim(-1, 1)

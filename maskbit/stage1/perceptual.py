@@ -14,9 +14,10 @@ from ..base.networks import ResNet50, ShapesNet, lpips_vgg
 # %% ../../nbs/stage1/35_perceptual.ipynb #perceptual
 def feature_distance(a, b): # lists of (B, C, h, w), one for each stage
     "Sum over stages of the mean squared distance between unit vectors; a scalar."
-    return sum((F.normalize(x.float()) - F.normalize(y.float())).square().sum(1).mean() for x, y in zip(a, b))
+    def stage(x, y): return (F.normalize(x.float()) - F.normalize(y.float())).square().sum(1).mean()
+    return sum(stage(x, y) for x, y in zip(a, b))
 
-
+# %% ../../nbs/stage1/35_perceptual.ipynb #perceptual-class
 class PerceptualLoss(nn.Module):
     "Distance of two batches of images in [0, 1] as a frozen network sees them; a scalar."
     def __init__(self,
@@ -24,8 +25,9 @@ class PerceptualLoss(nn.Module):
                  file=''):  # of the weights of VGG16 or ResNet50, if not downloaded
         super().__init__()
         network, _, self.compare = name.partition('-')
-        self.net = {'lpips': lambda: lpips_vgg(file), 'resnet50': lambda: ResNet50(file), 'shapes': ShapesNet, 'none': lambda: None}[network]()
-        self.lpips = network == 'lpips'
+        networks = {'lpips': lambda: lpips_vgg(file), 'resnet50': lambda: ResNet50(file),
+                    'shapes': ShapesNet, 'none': lambda: None}
+        self.net, self.lpips = networks[network](), network == 'lpips'
         if self.net: self.net.requires_grad_(False).eval()
 
     def train(self, mode=True): return super().train(False)
@@ -35,5 +37,6 @@ class PerceptualLoss(nn.Module):
         if self.lpips: return self.net(images * 2 - 1, targets * 2 - 1).float().mean()
         with torch.no_grad(): wanted, seen = self.net(targets)
         logits, features = self.net(images)
-        loss = images.new_zeros(()) if self.compare == 'features' else F.mse_loss(logits.float(), wanted.float())
+        if self.compare == 'features': return feature_distance(features, seen)
+        loss = F.mse_loss(logits.float(), wanted.float())
         return loss + feature_distance(features, seen) if self.compare else loss

@@ -12,56 +12,63 @@ from ..base.trees import change   # noqa: F401 (the steps that follow in this mo
 
 # %% ../../nbs/stage1/20_taming_vqgan.ipynb #step
 def taming_vqgan():
-    "Step 0 (Sec. 2.1): Taming-VQGAN, 16 x 16 tokens of a codebook of 1,024."
+    "Step 0 (Sec. 2.2): Taming-VQGAN, 16 x 16 tokens of a codebook of 1,024."
     return Stage1Config(
         model=TokenizerConfig(bits=10, autoencoder='taming', quantizer='vq', embedding=256),
         discriminator=DiscriminatorConfig('patchgan', base_channels=64, stages=3),
-        loss=Stage1LossConfig(norm='l1', reconstruction=1.0, perceptual='lpips', perceptual_weight=1.0, entropy=0.0,
-                              gan=0.8, gan_adaptive=True, lecam=0.0),
-        optim=OptimConfig(lr=4.5e-6 * 256, schedule='constant', warmup=0, betas=(0.5, 0.9), weight_decay=0.0, clip=0.0, ema=0.0),
+        loss=Stage1LossConfig(norm='l1', reconstruction=1.0,
+                              perceptual='lpips', perceptual_weight=1.0,
+                              entropy=0.0, gan=0.8, gan_adaptive=True, lecam=0.0),
+        optim=OptimConfig(lr=4.5e-6 * 256, schedule='constant', warmup=0, betas=(0.5, 0.9),
+                          weight_decay=0.0, clip=0.0, ema=0.0),
         train=TrainConfig(steps=300_000))
 
 # %% ../../nbs/stage1/25_symmetric.ipynb #step
 def symmetric():
-    "Step 1 (Sec. 2.2): symmetric autoencoder without attention, as wide as the discriminator; cosine learning rate."
-    return change(taming_vqgan(), {'model.autoencoder': 'convolutional', 'model.base_channels': 64,
-                                   'optim.lr': 1e-4, 'optim.schedule': 'cosine', 'optim.warmup': 5_000, 'optim.betas': (0.9, 0.999), 'optim.weight_decay': 1e-4, 'optim.clip': 1.0})
+    "Step 1 (Sec. 2.3): symmetric, without attention, as wide as the discriminator; cosine rate."
+    return change(taming_vqgan(), {
+        'model.autoencoder': 'convolutional', 'model.base_channels': 64,
+        'optim.lr': 1e-4, 'optim.schedule': 'cosine', 'optim.warmup': 5_000,
+        'optim.betas': (0.9, 0.999), 'optim.weight_decay': 1e-4, 'optim.clip': 1.0})     # App. B.1
 
 # %% ../../nbs/stage1/30_capacity.ipynb #step
 def capacity():
-    "Step 2 (Sec. 2.2): 128 base channels in place of 64, in the autoencoder and in the discriminator."
+    "Step 2 (Sec. 2.3): 128 base channels in place of 64, in autoencoder and discriminator."
     return change(symmetric(), {'model.base_channels': 128, 'discriminator.base_channels': 128})
 
 # %% ../../nbs/stage1/35_perceptual.ipynb #step
 def perceptual():
-    "Step 3 (Sec. 2.2): logits of a ResNet50 in place of LPIPS, with the released weights of the losses."
-    return change(capacity(), {'loss.perceptual': 'resnet50', 'loss.perceptual_weight': 0.1, 'loss.norm': 'l2', 'loss.reconstruction': 4.0})
+    "Step 3 (Sec. 2.3): logits of a ResNet50 in place of LPIPS; the loss weights of App. B.1."
+    return change(capacity(), {'loss.perceptual': 'resnet50', 'loss.perceptual_weight': 0.1,
+                               'loss.norm': 'l2', 'loss.reconstruction': 4.0})
 
 # %% ../../nbs/stage1/40_discriminator.ipynb #steps
 def discriminator_1():
-    "Step 4a (Sec. 2.2): 3x3 convolutions, average pooling and GroupNorm; a fixed weight of the adversarial loss."
-    return change(perceptual(), {'discriminator.kind': 'average', 'discriminator.stages': 4, 'loss.gan': 0.02, 'loss.gan_adaptive': False})
+    "Step 4a (Sec. 2.3): 3x3 convolutions, average pooling, GroupNorm; a fixed adversarial weight."
+    return change(perceptual(), {'discriminator.kind': 'average', 'discriminator.stages': 4,
+                                 'loss.gan': 0.02, 'loss.gan_adaptive': False})
 
 
 def discriminator_2():
-    "Step 4b (Sec. 2.2): a 4x4 Gaussian blur in place of average pooling; LeCam regularization."
+    "Step 4b (Sec. 2.3): a 4x4 Gaussian blur in place of average pooling; LeCam regularization."
     return change(discriminator_1(), {'discriminator.kind': 'blur', 'loss.lecam': 0.001})
 
 # %% ../../nbs/stage1/45_vqgan_plus.ipynb #step
 def ema():
-    "Step 5a (Sec. 2.2): an exponential moving average of the weights, and the entropy loss."
+    "Step 5a (Sec. 2.3): an exponential moving average of the weights, and the entropy loss."
     return change(discriminator_2(), {'optim.ema': 0.999, 'loss.entropy': 0.02})
 
 
 def vqgan_plus():
-    "Step 5b (Sec. 2.2): 1.35 million steps. This is VQGAN+."
+    "Step 5b (Sec. 2.3): 1.35 million steps. This is VQGAN+."
     return change(ema(), {'train.steps': 1_350_000})
 
 # %% ../../nbs/stage1/50_lfq.ipynb #step
 def embedding_free():
-    "Step 6 (Sec. 3.1): lookup-free quantization into 12 bits in place of the codebook."
+    "Step 6 (Sec. 2.3): lookup-free quantization into 12 bits in place of the codebook."
     return change(vqgan_plus(), {'model.quantizer': 'lfq', 'model.bits': 12})
 
 # %% ../../nbs/stage1/50_lfq.ipynb #steps
-STEPS = {f.__name__: f for f in (taming_vqgan, symmetric, capacity, perceptual, discriminator_1, discriminator_2,
-                                 ema, vqgan_plus, embedding_free)}
+STEPS = {f.__name__: f for f in (
+    taming_vqgan, symmetric, capacity, perceptual, discriminator_1, discriminator_2, ema,
+    vqgan_plus, embedding_free)}

@@ -62,11 +62,12 @@ class Attention(nn.Module):
 
 # %% ../../nbs/stage1/15_taming.ipynb #level
 class Level(nn.Module):
-    "One resolution of the baseline: (B, I, H, W) -> (B, O, H, W), halved or doubled at the end if there is a `resize`."
+    "One resolution: (B, I, H, W) -> (B, O, H, W), then halved or doubled if there is a `resize`."
     def __init__(self, i, o, blocks, attend, resize=None):
         super().__init__()
-        self.block = nn.ModuleList([ResBlock(i if b == 0 else o, o, bias=True) for b in range(blocks)])
-        self.attn = nn.ModuleList([Attention(o) if attend else nn.Identity() for _ in range(blocks)])
+        inputs = [i] + [o] * (blocks - 1)
+        self.block = nn.ModuleList([ResBlock(c, o, bias=True) for c in inputs])
+        self.attn = nn.ModuleList([Attention(o) if attend else nn.Identity() for _ in inputs])
         self.resize = resize or nn.Identity()
 
     def forward(self, x):
@@ -74,32 +75,44 @@ class Level(nn.Module):
         return self.resize(x)
 
 
-def _middle(c): return nn.Sequential(ResBlock(c, c, bias=True), Attention(c), ResBlock(c, c, bias=True))
+def _middle(c):
+    return nn.Sequential(ResBlock(c, c, bias=True), Attention(c), ResBlock(c, c, bias=True))
 
 # %% ../../nbs/stage1/15_taming.ipynb #encoder
 class TamingEncoder(nn.Module):
     "Images (B, 3, H, W) in [0, 1] -> latent (B, D, H/stride, W/stride)."
     def __init__(self, config: TokenizerConfig):
         super().__init__()
-        widths, last = [config.base_channels * m for m in config.channel_mult], len(config.channel_mult) - 1
+        widths = [config.base_channels * m for m in config.channel_mult]
+        last = len(widths) - 1
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
-        self.down = nn.Sequential(*[Level(i, o, config.blocks, k == last, Downsample(o) if k < last else None)
-                                    for k, (i, o) in enumerate(zip(widths[:1] + widths, widths))])
+        self.down = nn.Sequential(*[
+            Level(i, o, config.blocks, k == last, Downsample(o) if k < last else None)
+            for k, (i, o) in enumerate(zip(widths[:1] + widths, widths))])
         self.mid, self.norm_out = _middle(widths[-1]), group_norm(widths[-1])
-        self.conv_out, self.quant_conv = nn.Conv2d(widths[-1], config.latent, 3, padding=1), nn.Conv2d(config.latent, config.latent, 1)
+        self.conv_out = nn.Conv2d(widths[-1], config.latent, 3, padding=1)
+        self.quant_conv = nn.Conv2d(config.latent, config.latent, 1)
 
-    def forward(self, x): return self.quant_conv(self.conv_out(F.silu(self.norm_out(self.mid(self.down(self.conv_in(2 * x - 1)))))))
+    def forward(self, x):
+        h = self.mid(self.down(self.conv_in(2 * x - 1)))
+        return self.quant_conv(self.conv_out(F.silu(self.norm_out(h))))
 
 # %% ../../nbs/stage1/15_taming.ipynb #decoder
 class TamingDecoder(nn.Module):
     "Quantized latent (B, D, h, w) -> images (B, 3, stride h, stride w) around [0, 1], not clamped."
     def __init__(self, config: TokenizerConfig):
         super().__init__()
-        widths, last = [config.base_channels * m for m in reversed(config.channel_mult)], len(config.channel_mult) - 1
-        self.post_quant_conv, self.conv_in = nn.Conv2d(config.latent, config.latent, 1), nn.Conv2d(config.latent, widths[0], 3, padding=1)
+        widths = [config.base_channels * m for m in reversed(config.channel_mult)]
+        last = len(widths) - 1
+        self.post_quant_conv = nn.Conv2d(config.latent, config.latent, 1)
+        self.conv_in = nn.Conv2d(config.latent, widths[0], 3, padding=1)
         self.mid = _middle(widths[0])
-        self.up = nn.Sequential(*[Level(i, o, config.blocks + 1, k == 0, Upsample(o) if k < last else None)
-                                  for k, (i, o) in enumerate(zip(widths[:1] + widths, widths))])
-        self.norm_out, self.conv_out = group_norm(widths[-1]), nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.up = nn.Sequential(*[
+            Level(i, o, config.blocks + 1, k == 0, Upsample(o) if k < last else None)
+            for k, (i, o) in enumerate(zip(widths[:1] + widths, widths))])
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
-    def forward(self, z): return (self.conv_out(F.silu(self.norm_out(self.up(self.mid(self.conv_in(self.post_quant_conv(z))))))) + 1) / 2
+    def forward(self, z):
+        h = self.up(self.mid(self.conv_in(self.post_quant_conv(z))))
+        return (self.conv_out(F.silu(self.norm_out(h))) + 1) / 2

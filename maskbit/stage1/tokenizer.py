@@ -8,24 +8,25 @@ __all__ = ['AUTOENCODERS', 'QUANTIZERS', 'Reconstruction', 'Tokenizer', 'in_tile
 # %% ../../nbs/stage1/55_tokenizer.ipynb #imports
 from typing import NamedTuple
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from ..base.config import TokenizerConfig
-from ..base.trees import check
 from ..base.pretrained import Pretrained
+from ..base.trees import check
 from .autoencoder import Decoder, Encoder
 from .codebook import VQ
 from .lfq import LFQ
 from .taming import TamingDecoder, TamingEncoder
 
-# %% ../../nbs/stage1/55_tokenizer.ipynb #tokenizer
+# %% ../../nbs/stage1/55_tokenizer.ipynb #reconstruction
 class Reconstruction(NamedTuple):
     "What a tokenizer returns when it is called."
     images: torch.Tensor    # (B, 3, H, W), not clamped
     indices: torch.Tensor   # (B, h, w) int64
     losses: dict            # of the quantizer
 
-
+# %% ../../nbs/stage1/55_tokenizer.ipynb #tokenizer
 AUTOENCODERS = {'convolutional': (Encoder, Decoder), 'taming': (TamingEncoder, TamingDecoder)}
 QUANTIZERS = {'lfq': lambda c: LFQ(c.bits), 'vq': lambda c: VQ(c.bits, c.embedding)}
 
@@ -36,41 +37,17 @@ class Tokenizer(nn.Module, Pretrained):
 
     def __init__(self, config=TokenizerConfig()):
         super().__init__()
-        self.config, (encoder, decoder) = config, AUTOENCODERS[config.autoencoder]
-        self.encoder, self.quantize, self.decoder = encoder(config), QUANTIZERS[config.quantizer](config), decoder(config)
+        self.config = config
+        encoder, decoder = AUTOENCODERS[config.autoencoder]
+        self.encoder = encoder(config)
+        self.quantize = QUANTIZERS[config.quantizer](config)
+        self.decoder = decoder(config)
 
     def forward(self, images, # (B, 3, H, W) in [0, 1]
                 tau=None):    # temperature of the entropies; None for none
         "Reconstruct, with the indices and losses that training needs."
         q = self.quantize(self.encoder(images), tau)
         return Reconstruction(self.decoder(q.latent), q.indices, q.losses)
-
-    def encode(self, images, # (B, 3, H, W) in [0, 1]
-               pad=False,    # repeat the last row and column of sizes that are no multiple of the stride, instead of refusing them
-               tile=None):   # most tokens along a side that are encoded at a time; None for the whole image
-        "Token indices (B, H/stride, W/stride), int64; H and W rounded up."
-        s = self.config.stride
-        check(images.ndim == 4 and images.shape[1] == 3 and images.is_floating_point(), f'Images should be (B, 3, H, W) floats in [0, 1]; these are {tuple(images.shape)} {images.dtype}.')
-        check(pad or images.shape[2] % s == 0 and images.shape[3] % s == 0,
-              f'Images of {images.shape[2]} x {images.shape[3]} do not fit the stride of {s}: crop them to multiples of it, or pass pad=True.')
-        images = F.pad(images, (0, -images.shape[3] % s, 0, -images.shape[2] % s), mode='replicate')
-        return in_tiles(self._encode, images, tile, s, 1)
-
-    def decode(self, indices, # (B, h, w) int64
-               size=None,     # (H, W) to crop to, of an image that was padded
-               tile=None):    # as for `encode`
-        "Images (B, 3, stride h, stride w) in [0, 1]."
-        check(indices.ndim == 3 and not indices.is_floating_point(), f'Tokens should be (B, h, w) whole numbers; these are {tuple(indices.shape)} {indices.dtype}.')
-        images = in_tiles(self._decode, indices, tile, 1, self.config.stride)
-        if size is None: return images
-        check(len(size) == 2 and all(0 < s <= n for s, n in zip(size, images.shape[2:])), f'size is {tuple(size)}: give a height and a width of at most {tuple(images.shape[2:])}.')
-        return images[..., :size[0], :size[1]]
-
-    @torch.no_grad()
-    def _encode(self, images): return self.quantize.indices(self.encoder(images.to(self.decoder.conv_in.weight.dtype)))
-
-    @torch.no_grad()
-    def _decode(self, indices): return self.decoder(self.quantize.latent(indices).to(self.decoder.conv_in.weight.dtype)).float().clamp(0, 1)
 
 # %% ../../nbs/stage1/55_tokenizer.ipynb #in-tiles
 def in_tiles(f,           # of a window; keeps the number of tokens
@@ -84,11 +61,59 @@ def in_tiles(f,           # of a window; keeps the number of tokens
     if tile is None or max(H, W) <= tile: return f(x)
     margin = tile // 8
     core, rows = tile - 2 * margin, []
+    def kept(start, first): # of a window that starts at `start`, the part that begins at `first`
+        return slice((first - start) * outward, (first - start + core) * outward)
     for top in range(0, H, core):
         row, t = [], max(0, min(top - margin, H - tile))
         for left in range(0, W, core):
             l = max(0, min(left - margin, W - tile))
-            y = f(x[..., t * inward:(t + tile) * inward, l * inward:(l + tile) * inward])
-            row.append(y[..., (top - t) * outward:(top - t + core) * outward, (left - l) * outward:(left - l + core) * outward])
+            window = x[..., t * inward:(t + tile) * inward, l * inward:(l + tile) * inward]
+            row.append(f(window)[..., kept(t, top), kept(l, left)])
         rows.append(torch.cat(row, -1))
     return torch.cat(rows, -2)
+
+# %% ../../nbs/stage1/55_tokenizer.ipynb #encode
+@patch
+@torch.no_grad()
+def _encode(self: Tokenizer, images):
+    return self.quantize.indices(self.encoder(images.to(self.decoder.conv_in.weight.dtype)))
+
+
+@patch
+def encode(self: Tokenizer,
+           images,     # (B, 3, H, W) in [0, 1]
+           pad=False,  # repeat the last row and column of a size that is no multiple of the stride
+           tile=None): # most tokens along a side that are encoded at a time; None for all
+    "Token indices (B, H/stride, W/stride), int64; H and W rounded up."
+    check(images.ndim == 4 and images.shape[1] == 3 and images.is_floating_point(),
+          'Images should be (B, 3, H, W) floats in [0, 1]; '
+          f'these are {tuple(images.shape)} {images.dtype}.')
+    s, (H, W) = self.config.stride, images.shape[2:]
+    check(pad or H % s == 0 and W % s == 0, f'Images of {H} x {W} do not fit the stride of {s}: '
+          'crop them to multiples of it, or pass pad=True.')
+    images = F.pad(images, (0, -W % s, 0, -H % s), mode='replicate')
+    return in_tiles(self._encode, images, tile, s, 1)
+
+# %% ../../nbs/stage1/55_tokenizer.ipynb #decode
+@patch
+@torch.no_grad()
+def _decode(self: Tokenizer, indices):
+    latent = self.quantize.latent(indices).to(self.decoder.conv_in.weight.dtype)
+    return self.decoder(latent).float().clamp(0, 1)
+
+
+@patch
+def decode(self: Tokenizer,
+           indices,    # (B, h, w) int64
+           size=None,  # (H, W) to crop to, of an image that was padded
+           tile=None): # as for `encode`
+    "Images (B, 3, stride h, stride w) in [0, 1]."
+    check(indices.ndim == 3 and not indices.is_floating_point(),
+          'Tokens should be (B, h, w) whole numbers; '
+          f'these are {tuple(indices.shape)} {indices.dtype}.')
+    images = in_tiles(self._decode, indices, tile, 1, self.config.stride)
+    if size is None: return images
+    most = tuple(images.shape[2:])
+    check(len(size) == 2 and all(0 < s <= n for s, n in zip(size, most)),
+          f'size is {tuple(size)}: give a height and a width of at most {most}.')
+    return images[..., :size[0], :size[1]]

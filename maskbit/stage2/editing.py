@@ -10,7 +10,7 @@ import torch
 from ..base.trees import check
 from .sampling import sample
 
-# %% ../../nbs/stage2/60_editing.ipynb #start
+# %% ../../nbs/stage2/60_editing.ipynb #repaint
 def box(side,    # tokens along one side
         rows,    # (first, last + 1)
         columns): # likewise
@@ -24,20 +24,23 @@ def repaint(tokens,  # (h, w) int64
             marked,  # (h, w) bool, tokens to draw anew
             groups,  # of the generator
             keep=()): # groups of the marked tokens that stay
-    "The start (tokens (h, w), hidden (h, w, groups)) of an edit that keeps all but the marked tokens."
-    check(all(0 <= g < groups for g in keep), f'keep is {tuple(keep)}: the generator has the groups 0 to {groups - 1}.')
+    "The start of an edit of the marked tokens: (tokens (h, w), hidden (h, w, groups))."
+    check(all(0 <= g < groups for g in keep),
+          f'keep is {tuple(keep)}: the generator has the groups 0 to {groups - 1}.')
     stays = torch.zeros(groups, dtype=torch.bool)
     stays[list(keep)] = True
     return tokens, marked[..., None] & ~stays
 
-
+# %% ../../nbs/stage2/60_editing.ipynb #extend
 def extend(tokens, # (h, w) int64 of a smaller picture
            side,   # tokens along one side of the whole
            at,     # (row, column) of its first token in the whole
            groups): # of the generator
     "The start of an edit that draws everything around a picture."
     rows, columns = ((a, a + n) for a, n in zip(at, tokens.shape))
-    check(min(at) >= 0 and max(rows[1], columns[1]) <= side, f'{tokens.shape[0]} x {tokens.shape[1]} tokens at {tuple(at)} do not fit into {side} x {side}: choose another place, or a smaller picture.')
+    check(min(at) >= 0 and max(rows[1], columns[1]) <= side,
+          f'{tokens.shape[0]} x {tokens.shape[1]} tokens at {tuple(at)} do not fit '
+          f'into {side} x {side}: choose another place, or a smaller picture.')
     whole = torch.zeros(side, side, dtype=tokens.dtype)
     whole[slice(*rows), slice(*columns)] = tokens
     return repaint(whole, ~box(side, rows, columns), groups)
@@ -48,6 +51,6 @@ def edit(generator, tokenizer,
          labels,    # (B,) ints, one for each picture wanted
          seed=0,    # the same seed, the same pictures
          **settings): # of `sample`
-    "The edited picture for each label: (B, 3, H, W) in [0, 1]; what is not hidden keeps its tokens."
+    "The edited picture for each label: (B, 3, H, W) in [0, 1]; only hidden tokens change."
     start = tuple(x.expand(len(labels), *x.shape) for x in start)
     return sample(generator, tokenizer, labels, seed, start=start, **settings)

@@ -21,12 +21,15 @@ class Layer(nn.Module):
         self.heads, self.p, self.norm = c.heads, c.dropout, c.norm
         self.qkv, self.proj = nn.Linear(c.width, 3 * c.width), nn.Linear(c.width, c.width)
         self.norm1, self.norm2 = nn.LayerNorm(c.width, eps=1e-12), nn.LayerNorm(c.width, eps=1e-12)
-        self.mlp = nn.Sequential(nn.Linear(c.width, c.mlp), nn.GELU(), nn.Linear(c.mlp, c.width), nn.Dropout(c.dropout))
+        self.mlp = nn.Sequential(nn.Linear(c.width, c.mlp), nn.GELU(),
+                                 nn.Linear(c.mlp, c.width), nn.Dropout(c.dropout))
         self.drop = nn.Dropout(c.dropout)
 
     def attend(self, x):
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)        # (B, heads, n, d) each
-        a = F.scaled_dot_product_attention(q, k, v, dropout_p=self.p if self.training else 0.0)
+        heads = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        q, k, v = heads.permute(2, 0, 3, 1, 4)                  # (B, heads, n, d) each
+        p = self.p if self.training else 0.0
+        a = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
         return self.drop(self.proj(a.transpose(1, 2).flatten(2)))
 
     def forward(self, x):
@@ -38,13 +41,14 @@ class Layer(nn.Module):
 
 # %% ../../nbs/stage2/30_generator.ipynb #transformer
 class MaskedTransformer(nn.Module, Pretrained):
-    "Group values (B, n, N), mask (B, n, N), labels (B,) -> logits (B, n, N, 2^(K/N)); kinds differ in `embed` and `predict`."
+    "Groups and mask (B, n, N), labels (B,) -> logits (B, n, N, 2^(K/N)), by `embed` and `predict`."
     kind, config_class = 'generator', GeneratorConfig
 
     def __init__(self, config):
         super().__init__()
         self.config, w = config, config.width
-        self.class_emb, self.pos_emb = nn.Embedding(config.classes + 1, w), nn.Parameter(torch.zeros(1, config.positions + 1, w))
+        self.class_emb = nn.Embedding(config.classes + 1, w)
+        self.pos_emb = nn.Parameter(torch.zeros(1, config.positions + 1, w))
         self.norm, self.drop = nn.LayerNorm(w, eps=1e-12), nn.Dropout(config.dropout)
         self.layers = nn.Sequential(*[Layer(config) for _ in range(config.depth)])
         self.norm_out = nn.LayerNorm(w, eps=1e-12) if config.norm == 'pre' else nn.Identity()
@@ -63,37 +67,43 @@ class MaskedTransformer(nn.Module, Pretrained):
         return self.predict(x[:, :-1])
 
     @classmethod
-    def build(cls, config): return make_generator(config)     # `from_pretrained` gives the kind that was saved
+    def build(cls, config): # so that `from_pretrained` gives the kind that was saved
+        return make_generator(config)
 
 # %% ../../nbs/stage2/30_generator.ipynb #generator
 class Generator(MaskedTransformer):
-    "MaskBit: the K bits, in {-1, 0, +1}, through one linear layer; no embedding table (Sec. 3.2)."
+    "MaskBit: the K bits, in {-1, 0, +1}, through one linear layer; no embedding table (Sec. 3)."
     def __init__(self, config=GeneratorConfig()):
         super().__init__(config)
         self.input_proj = nn.Linear(config.bits, config.width)
         self.head.append(nn.Linear(config.width, config.groups * config.codes))
         self.reset()
 
-    def embed(self, groups, mask): return self.input_proj(group_bits(groups, mask, self.config.bits).to(self.input_proj.weight.dtype))       # (B, n, width)
+    def embed(self, groups, mask): # -> (B, n, width)
+        bits = group_bits(groups, mask, self.config.bits)
+        return self.input_proj(bits.to(self.input_proj.weight.dtype))
 
-    def predict(self, x): return self.head(x).unflatten(-1, (self.config.groups, self.config.codes))        # (B, n, N, codes)
+    def predict(self, x): # -> (B, n, N, codes)
+        return self.head(x).unflatten(-1, (self.config.groups, self.config.codes))
 
 # %% ../../nbs/stage2/30_generator.ipynb #maskgit
 class MaskGIT(MaskedTransformer):
-    "The baseline: an embedding table for each group, its last row for a hidden group, tied to the output (Sec. 3.2, Table 3a)."
+    "The baseline (Table 3a): a table for each group, its last row for a hidden one; tied weights."
     def __init__(self, config):
         super().__init__(config)
-        self.tables = nn.ModuleList(nn.Embedding(config.codes + 1, config.width) for _ in range(config.groups))
-        self.bias = nn.ParameterList(torch.zeros(config.positions, config.codes) for _ in range(config.groups))
+        codes, groups = config.codes, range(config.groups)
+        self.tables = nn.ModuleList(nn.Embedding(codes + 1, config.width) for _ in groups)
+        self.bias = nn.ParameterList(torch.zeros(config.positions, codes) for _ in groups)
         self.reset()
 
-    def embed(self, groups, mask):
+    def embed(self, groups, mask): # -> (B, n, width)
         values = groups.masked_fill(mask, self.config.codes)
-        return sum(table(v) for table, v in zip(self.tables, values.unbind(-1)))                     # (B, n, width)
+        return sum(table(v) for table, v in zip(self.tables, values.unbind(-1)))
 
-    def predict(self, x):
+    def predict(self, x): # -> (B, n, N, codes)
         x = self.head(x)
-        return torch.stack([x @ table.weight[:-1].T + bias for table, bias in zip(self.tables, self.bias)], 2)  # (B, n, N, codes)
+        logits = [x @ table.weight[:-1].T + bias for table, bias in zip(self.tables, self.bias)]
+        return torch.stack(logits, 2)
 
 # %% ../../nbs/stage2/30_generator.ipynb #make-generator
 def make_generator(config: GeneratorConfig):

@@ -8,78 +8,115 @@ __all__ = ['GeneratorStage', 'train_generator']
 # %% ../../nbs/stage2/50_generator_training.ipynb #imports
 from dataclasses import asdict
 import torch
+from fastcore.basics import patch
 from torch.nn import functional as F
 from ..base.config import Stage2Config
-from ..base.trees import change, check
 from ..base.counters import uniform
 from ..base.pretrained import fingerprint
 from ..base.training import Part, Stage, fit
+from ..base.trees import change, check
 from .generator import make_generator
 from .masking import draw_mask, split_groups
 from .sampling import sample
 
 # %% ../../nbs/stage2/50_generator_training.ipynb #stage
 class GeneratorStage(Stage):
-    "Stage II (Sec. 3.2, App. B.2): a masked transformer, MaskBit's or the baseline."
+    "Stage II (Sec. 3, App. B.2): a masked transformer, MaskBit's or the baseline."
     average = 'generator'
 
-    def __init__(self, config: Stage2Config, device, tokenizer=None): # the last to look at samples during training
+    def __init__(self, config: Stage2Config, device,
+                 tokenizer=None): # to look at samples during training
         super().__init__(config)
         self.tokenizer = tokenizer and tokenizer.to(device)
-        self.parts['generator'] = Part(make_generator(config.model).to(device), config.optim, config.train.steps)
-
-    def hidden(self, step, device):
-        "Mean number of hidden groups per sample in the global batch of a step."
-        t, c = self.config.train, self.config.model
-        return draw_mask(t.seed, torch.arange(step * t.batch, (step + 1) * t.batch, device=device), c.positions, c.groups, self.config.loss.schedule).sum() / t.batch
+        model = make_generator(config.model).to(device)
+        self.parts['generator'] = Part(model, config.optim, config.train.steps)
 
     def indices(self, batch):
         "The tokens (B, n) of a batch: stored, or of its images, which autocast must not touch."
         if 'indices' in batch: return batch['indices']
-        with torch.autocast(batch['images'].device.type, enabled=False): return self.tokenizer.encode(batch['images']).flatten(1)
+        with torch.autocast(batch['images'].device.type, enabled=False):
+            return self.tokenizer.encode(batch['images']).flatten(1)
 
-    def loss(self, name, batch, step):
-        c, cfg, seed, n = self.config.model, self.config.loss, self.config.train.seed, batch['n']
-        groups, mask = split_groups(self.indices(batch), c.bits, c.groups), draw_mask(seed, n, c.positions, c.groups, cfg.schedule)
-        dropped = uniform(seed, 'label', n) < cfg.label_dropout
-        logits = self.parts[name].model(groups, mask, batch['labels'].masked_fill(dropped, c.classes)).float()
-        each = F.cross_entropy(logits.flatten(0, 2), groups.flatten(), label_smoothing=cfg.label_smoothing, reduction='none').view_as(mask)
-        shown = each if cfg.over == 'all' else each * mask
-        hidden = self.hidden(step, n.device)
-        loss = shown.sum() / len(n) / (c.positions * c.groups if cfg.over == 'all' else hidden)
-        right = ((logits.argmax(-1) == groups) & mask).sum() / len(n) / hidden
-        return loss, {'loss': loss, 'accuracy': right}
+    def mask(self, seed, samples):
+        "What is hidden of the samples with these numbers: (B, n, N)."
+        c = self.config.model
+        return draw_mask(seed, samples, c.positions, c.groups, self.config.loss.schedule)
 
-    def export(self, model, folder): model.save_pretrained(folder, about={'training': asdict(self.config)})
-
-    def evaluate(self, model, batches, gather):
-        "Cross-entropy, in nats, and accuracy over the hidden groups, each sample masked the same way every time."
-        sums, c = [], self.config.model
-        for b in batches:
-            groups, mask = split_groups(self.indices(b), c.bits, c.groups), draw_mask('evaluate', b['n'], c.positions, c.groups, self.config.loss.schedule)
-            logp = model(groups, mask, b['labels']).float().log_softmax(-1)
-            each = logp.gather(-1, groups[..., None])[..., 0]                      # (B, n, N)
-            sums.append(torch.stack([-(each * mask).sum(), ((logp.argmax(-1) == groups) & mask).sum(), mask.sum()]).double().cpu())
-        loss, right, hidden = torch.stack(gather(sums)).sum(0).tolist()
-        return {'loss': loss / hidden, 'accuracy': right / hidden}
+    def export(self, model, folder):
+        model.save_pretrained(folder, about={'training': asdict(self.config)})
 
     def pictures(self, model, batch): # one for each label of the batch
         if self.tokenizer: return sample(model, self.tokenizer, batch['labels'])
 
+# %% ../../nbs/stage2/50_generator_training.ipynb #loss
+@patch
+def hidden(self: GeneratorStage, step, device):
+    "Mean number of hidden groups per sample in the global batch of a step."
+    t = self.config.train
+    samples = torch.arange(step * t.batch, (step + 1) * t.batch, device=device)
+    return self.mask(t.seed, samples).sum() / t.batch
+
+
+@patch
+def loss(self: GeneratorStage, name, batch, step):
+    "Mean cross-entropy of the hidden groups, and the share of them that is predicted right."
+    c, cfg, seed, n = self.config.model, self.config.loss, self.config.train.seed, batch['n']
+    groups, mask = split_groups(self.indices(batch), c.bits, c.groups), self.mask(seed, n)
+    dropped = uniform(seed, 'label', n) < cfg.label_dropout
+    labels = batch['labels'].masked_fill(dropped, c.classes)
+    logits = self.parts[name].model(groups, mask, labels).float()
+    each = F.cross_entropy(logits.flatten(0, 2), groups.flatten(),
+                           label_smoothing=cfg.label_smoothing, reduction='none').view_as(mask)
+    hidden = self.hidden(step, n.device)
+    if cfg.over == 'all': loss = each.sum() / len(n) / (c.positions * c.groups)
+    else: loss = (each * mask).sum() / len(n) / hidden
+    right = ((logits.argmax(-1) == groups) & mask).sum() / len(n) / hidden
+    return loss, {'loss': loss, 'accuracy': right}
+
+# %% ../../nbs/stage2/50_generator_training.ipynb #evaluate
+@patch
+def evaluate(self: GeneratorStage, model, batches, gather):
+    "Cross-entropy, in nats, and accuracy over the hidden groups."
+    sums, c = [], self.config.model
+    for b in batches:
+        groups = split_groups(self.indices(b), c.bits, c.groups)
+        mask = self.mask('evaluate', b['n'])
+        logp = model(groups, mask, b['labels']).float().log_softmax(-1)
+        each = logp.gather(-1, groups[..., None])[..., 0]                      # (B, n, N)
+        right = (logp.argmax(-1) == groups) & mask
+        sums.append(torch.stack([-(each * mask).sum(), right.sum(), mask.sum()]).double().cpu())
+    loss, right, hidden = torch.stack(gather(sums)).sum(0).tolist()
+    return {'loss': loss / hidden, 'accuracy': right / hidden}
+
 # %% ../../nbs/stage2/50_generator_training.ipynb #train
+def _check_tokens(c, cache, valid, tokenizer):
+    "Refuse tokens that generator (of configuration `c`), held-out tokens or tokenizer do not fit."
+    check((c.bits, c.side) == (cache.bits, cache.side),
+          f'The tokens are {cache.side} x {cache.side} of {cache.bits} bits '
+          f'and the generator wants {c.side} x {c.side} of {c.bits}: '
+          f'set model.bits={cache.bits} and model.side={cache.side}.')
+    check(c.classes == len(cache.classes),
+          f'The tokens have {len(cache.classes)} classes and the generator {c.classes}: '
+          f'set model.classes={len(cache.classes)}.')
+    check(not valid or valid.tokenizer == cache.tokenizer,
+          'The held-out tokens are those of another tokenizer: make both caches with the same one.')
+    check(not tokenizer or fingerprint(tokenizer) == cache.tokenizer,
+          'The tokens are those of another tokenizer than the one to look at samples with: '
+          'give the one that made them.')
+    check(valid is None or (valid.classes, valid.tokenizer) == (cache.classes, cache.tokenizer),
+          'The held-out tokens have other classes, or come from another tokenizer: '
+          'make them with `maskbit tokenize`, from images in the same sub-folders.')
+
+
 def train_generator(config: Stage2Config, # everything about the run
                     cache,                # a `TokenCache`, or `OnTheFly`
                     run,                  # folder of the run; an unfinished one is continued
-                    valid=None,           # a `TokenCache` of held-out images, for `train.eval_every`
-                    tokenizer=None,       # the `Tokenizer` of the cache, to look at samples during training
+                    valid=None,           # a `TokenCache` of held-out images for `train.eval_every`
+                    tokenizer=None,       # the `Tokenizer` of the cache, to look at samples
                     **kwargs):            # workers, quiet: as for `fit`
     "Stage II from start to end; returns the averaged generator, also saved as `run/model`."
-    c, tokenizer = config.model, tokenizer or getattr(cache, 'encoder', None)
-    check((c.bits, c.side) == (cache.bits, cache.side),
-          f'The tokens are {cache.side} x {cache.side} of {cache.bits} bits and the generator wants {c.side} x {c.side} of {c.bits}: set model.bits={cache.bits} and model.side={cache.side}.')
-    check(c.classes == len(cache.classes), f'The tokens have {len(cache.classes)} classes and the generator {c.classes}: set model.classes={len(cache.classes)}.')
-    check(not valid or valid.tokenizer == cache.tokenizer, 'The held-out tokens are those of another tokenizer: make both caches with the same one.')
-    check(not tokenizer or fingerprint(tokenizer) == cache.tokenizer, 'The tokens are those of another tokenizer than the one to look at samples with: give the one that made them.')
-    check(valid is None or (valid.classes, valid.tokenizer) == (cache.classes, cache.tokenizer), 'The held-out tokens have other classes, or come from another tokenizer: make them with `maskbit tokenize`, from images in the same sub-folders.')
+    tokenizer = tokenizer or getattr(cache, 'encoder', None)
+    _check_tokens(config.model, cache, valid, tokenizer)
     config = change(config, {'model.tokenizer': cache.tokenizer})
-    return fit(lambda device: GeneratorStage(config, device, tokenizer), cache, run, config, title='generator', valid=valid, **kwargs)
+    def stage(device): return GeneratorStage(config, device, tokenizer)
+    return fit(stage, cache, run, config, title='generator', valid=valid, **kwargs)

@@ -24,9 +24,11 @@ def join_groups(groups, K): # (..., n, N) group values, bits per token
     N = groups.shape[-1]
     return (groups << (K // N * torch.arange(N, device=groups.device))).sum(-1)
 
-
-def group_bits(groups, mask, K): # (B, n, N) values, (B, n, N) True where hidden, bits per token
-    "What the generator sees: (B, n, K) float32, +1 or -1 for a known bit and 0 for each bit of a hidden group (Sec. 3.2)."
+# %% ../../nbs/stage2/20_masking.ipynb #group-bits
+def group_bits(groups, # (B, n, N) values
+               mask,   # (B, n, N) True where hidden
+               K):     # bits per token
+    "(B, n, K) float32: +1 or -1 for a known bit, 0 for each bit of a hidden group (Sec. 3)."
     bits = indices_to_bits(groups, K // groups.shape[-1]) * ~mask[..., None]
     return bits.flatten(-2)
 
@@ -46,6 +48,7 @@ def draw_mask(seed,              # of the run
               n, N,              # positions, groups
               schedule='arccos'): # one of `SCHEDULES`
     "Hidden groups of each sample as (B, n, N) bool."
-    s = samples[:, None, None]
+    s, device = samples[:, None, None], samples.device
     ratio = SCHEDULES[schedule](uniform(seed, 'ratio', s))
-    return uniform(seed, 'mask', s, torch.arange(n, device=s.device)[:, None], torch.arange(N, device=s.device)) < ratio
+    position, group = torch.arange(n, device=device)[:, None], torch.arange(N, device=device)
+    return uniform(seed, 'mask', s, position, group) < ratio

@@ -10,25 +10,26 @@ import math
 from dataclasses import replace
 import torch
 from ..base.config import SampleConfig
-from ..base.trees import check
 from ..base.counters import uniform
 from ..base.pretrained import fingerprint
+from ..base.trees import check
 from .masking import SCHEDULES, join_groups, split_groups
 
 # %% ../../nbs/stage2/40_sampling.ipynb #schedule
 def still_hidden(total,             # groups to fill
                  steps,             # n, if there are as many groups
                  schedule='arccos'): # one of `SCHEDULES`
-    "How many groups are hidden after each step: a strictly decreasing list of min(steps, total) numbers that ends with 0 (App. B.3)."
+    "How many groups are hidden after each of min(steps, total) steps: strictly decreasing, to 0."
     n, left, out = min(steps, total), total, []
     for i in range(n):
-        want = int(SCHEDULES[schedule](torch.tensor((i + 1) / n, dtype=torch.float64)) * total)
+        progress = torch.tensor((i + 1) / n, dtype=torch.float64)
+        want = int(SCHEDULES[schedule](progress) * total)
         left = max(n - 1 - i, min(left - 1, want))
         out.append(left)
     return out
 
 # %% ../../nbs/stage2/40_sampling.ipynb #guidance
-# Weight of guidance at x = i / n, with scale_pow m (App. B.3)
+# Weight of guidance at x = i / n, with scale_pow m (power-cosine: released code)
 GUIDANCE = {
     'power-cosine': lambda x, m: (1 - torch.cos(math.pi * x ** m)) / 2,
     'linear':       lambda x, m: x,
@@ -42,19 +43,23 @@ def guided_logits(generator, groups, mask, labels,
     "Logits (B, n, N, 2^(K/N)) with classifier-free guidance; one pass where the weights are 0."
     if not weight.any(): return generator(groups, mask, labels).float()
     none = torch.full_like(labels, generator.config.classes)
-    with_label, without = generator(groups.repeat(2, 1, 1), mask.repeat(2, 1, 1), torch.cat([labels, none])).float().chunk(2)
+    both = generator(groups.repeat(2, 1, 1), mask.repeat(2, 1, 1), torch.cat([labels, none]))
+    with_label, without = both.float().chunk(2)
     return with_label + weight.to(with_label)[:, None, None, None] * (with_label - without)
 
 # %% ../../nbs/stage2/40_sampling.ipynb #draw
+def _places(x): # (B, n, N, ...)
+    position, group = (torch.arange(n, device=x.device) for n in x.shape[1:3])
+    return position[:, None], group
+
+
 def _draw(logits, softmax_temperature, key):
     "One value for each (B, n, N), and the log of its probability."
     p = (logits.double() / softmax_temperature).softmax(-1)
-    value = (p.cumsum(-1) < uniform(*key, 'value', *_places(logits))[..., None] * p.sum(-1, keepdim=True)).sum(-1).clamp(max=p.shape[-1] - 1)
+    u = uniform(*key, 'value', *_places(logits))[..., None]
+    below = p.cumsum(-1) < u * p.sum(-1, keepdim=True)
+    value = below.sum(-1).clamp(max=p.shape[-1] - 1)
     return value, p.gather(-1, value[..., None]).squeeze(-1).log().float()
-
-
-def _places(x): # (B, n, N, ...)
-    return torch.arange(x.shape[1], device=x.device)[:, None], torch.arange(x.shape[2], device=x.device)
 
 
 def _gumbel(x, key): return -(-uniform(*key, 'confidence', *_places(x)).log()).log()
@@ -62,20 +67,28 @@ def _gumbel(x, key): return -(-uniform(*key, 'confidence', *_places(x)).log()).l
 # %% ../../nbs/stage2/40_sampling.ipynb #begin
 def _begin(c, count, start):
     "Group values and mask, both (B, n, N), to start from: all hidden, or as given."
-    if start is None: return torch.zeros(count, c.positions, c.groups, dtype=torch.long), torch.ones(count, c.positions, c.groups, dtype=torch.bool)
+    if start is None:
+        shape = count, c.positions, c.groups
+        return torch.zeros(shape, dtype=torch.long), torch.ones(shape, dtype=torch.bool)
     tokens, hidden = start[0].flatten(1).cpu(), start[1].flatten(1, -2).cpu()
     shapes = (count, c.positions), (count, c.positions, c.groups)
-    check((tokens.shape, hidden.shape) == shapes, f'start should be tokens {shapes[0]} and a mask {shapes[1]} of what to draw; these are {tuple(tokens.shape)} and {tuple(hidden.shape)}.')
+    check((tokens.shape, hidden.shape) == shapes,
+          f'start should be tokens {shapes[0]} and a mask {shapes[1]} of what to draw; '
+          f'these are {tuple(tokens.shape)} and {tuple(hidden.shape)}.')
     low, high = int(tokens.min()), int(tokens.max())
-    check(0 <= low and high < 2 ** c.bits, f'Token {low if low < 0 else high} is outside the {2 ** c.bits} codes of {c.bits} bits.')
+    check(0 <= low and high < 2 ** c.bits,
+          f'Token {low if low < 0 else high} is outside the {2 ** c.bits} codes of {c.bits} bits.')
     return split_groups(tokens, c.bits, c.groups), hidden.bool()
 
 
 def _check_labels(labels, classes):
     "Refuse labels that the generator does not know."
-    check(labels.ndim == 1 and len(labels) > 0 and not labels.is_floating_point(), 'labels should be a list of at least one whole number.')
+    check(labels.ndim == 1 and len(labels) > 0 and not labels.is_floating_point(),
+          'labels should be a list of at least one whole number.')
     low, high = int(labels.min()), int(labels.max())
-    check(0 <= low and high <= classes, f'Labels must be 0 to {classes - 1} ({classes} means none); these reach from {low} to {high}.')
+    check(0 <= low and high <= classes,
+          f'Labels must be 0 to {classes - 1} ({classes} means none); '
+          f'these reach from {low} to {high}.')
 
 # %% ../../nbs/stage2/40_sampling.ipynb #sample-tokens
 @torch.no_grad()
@@ -84,16 +97,18 @@ def sample_tokens(generator,      # a `Generator` or `MaskGIT`, in evaluation mo
                   cfg=SampleConfig(), # steps, guidance, temperatures and schedule
                   seed=0,         # of all draws
                   first=0,        # number of the first picture; pictures are first, first + 1, ...
-                  start=None,     # (tokens (B, n), hidden (B, n, N)) to begin with; what is not hidden is kept
+                  start=None,     # (tokens (B, n), hidden (B, n, N)) to begin with
                   states=None):   # a list that receives (groups, mask) after each step
-    "Draw token indices (B, n) (App. B.3); raises `InputError` for labels, tokens or weights that cannot be."
+    "Draw token indices (B, n) (App. B.3); raises `InputError` for wrong labels, tokens or weights."
     c, device = generator.config, next(generator.parameters()).device
     _check_labels(labels, c.classes)
     groups, mask = (x.to(device) for x in _begin(c, len(labels), start))
-    labels, picture = labels.to(device), first + torch.arange(len(labels), device=device)[:, None, None]
+    labels = labels.to(device)
+    picture = first + torch.arange(len(labels), device=device)[:, None, None]
     totals = mask.flatten(1).sum(1).tolist()
     plan = {t: still_hidden(t, cfg.steps, cfg.schedule) for t in set(totals)}
-    n, finite = torch.tensor([len(plan[t]) for t in totals], dtype=torch.float64), torch.tensor(True, device=device)
+    n = torch.tensor([len(plan[t]) for t in totals], dtype=torch.float64)
+    finite = torch.tensor(True, device=device)
     for i in range(int(n.max())):
         weight = cfg.guidance_scale * GUIDANCE[cfg.guidance](i / n.clamp(min=1), cfg.scale_pow)
         logits, key = guided_logits(generator, groups, mask, labels, weight), (seed, picture, i)
@@ -105,7 +120,8 @@ def sample_tokens(generator,      # a `Generator` or `MaskGIT`, in evaluation mo
         left = torch.tensor([plan[t][i] if i < len(plan[t]) else 0 for t in totals], device=device)
         mask = (confidence.argsort(stable=True).argsort() < left[:, None]).view_as(mask)
         if states is not None: states.append((groups.clone(), mask.clone()))
-    check(bool(finite), 'The generator gave logits that are not finite: its weights are damaged or its training diverged.')
+    check(bool(finite), 'The generator gave logits that are not finite: '
+                        'its weights are damaged or its training diverged.')
     return join_groups(groups, c.bits)
 
 # %% ../../nbs/stage2/40_sampling.ipynb #sample
@@ -116,27 +132,34 @@ def sample(generator,   # a `Generator` or `MaskGIT`
            batch=64,    # pictures drawn at a time; halved while they do not fit into memory
            quiet=True,  # no progress bar
            start=None,  # (tokens, hidden) to begin with: see `sample_tokens`
-           **settings): # steps, guidance_scale, temperature, ...: see `SampleConfig`; the generator's own where not given
+           **settings): # of `SampleConfig`; the generator's own where not given
     "Draw one picture for each label: (B, 3, H, W) in [0, 1], on the CPU."
     from tqdm.auto import tqdm
     g, t = generator.eval().config, tokenizer.eval().config
-    check(g.bits == t.bits, f'The generator draws tokens of {g.bits} bits and the tokenizer reads {t.bits}: use the tokenizer it was trained with.')
-    check(not g.tokenizer or g.tokenizer == fingerprint(tokenizer), 'The generator learned the tokens of another tokenizer: use the one it was trained with.')
+    check(g.bits == t.bits,
+          f'The generator draws tokens of {g.bits} bits and the tokenizer reads {t.bits}: '
+          f'use the tokenizer it was trained with.')
+    check(not g.tokenizer or g.tokenizer == fingerprint(tokenizer),
+          'The generator learned the tokens of another tokenizer: use the one it was trained with.')
     cfg, labels, out, i = replace(g.sample, **settings), torch.as_tensor(labels), [], 0
     _check_labels(labels, g.classes)
-    with tqdm(total=len(labels), desc='sample', unit='image', disable=quiet, dynamic_ncols=True) as bar:
+    bar = tqdm(total=len(labels), desc='sample', unit='image', disable=quiet, dynamic_ncols=True)
+    with bar:
         while i < len(labels):
             here = slice(i, i + batch)
+            begin = start and (start[0][here], start[1][here])
             try:
-                tokens = sample_tokens(generator, labels[here], cfg, seed, i, start and (start[0][here], start[1][here]))
+                tokens = sample_tokens(generator, labels[here], cfg, seed, i, begin)
                 out.append(tokenizer.decode(tokens.view(-1, g.side, g.side)).cpu())
-                i += batch; bar.update(len(tokens))
+                i += batch
+                bar.update(len(tokens))
             except torch.OutOfMemoryError:
-                check(batch > 1, 'Not even one picture fits into the memory of the device: use a smaller model or another device.')
+                check(batch > 1, 'Not even one picture fits into the memory of the device: '
+                                 'use a smaller model or another device.')
                 batch //= 2
     return torch.cat(out)
 
-
+# %% ../../nbs/stage2/40_sampling.ipynb #bytes
 def to_uint8(images): # (..., H, W) in [0, 1]
     "Images as bytes, rounded."
     return (images * 255).round().clamp(0, 255).byte()

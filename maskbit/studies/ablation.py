@@ -7,52 +7,74 @@ __all__ = ['run_roadmap']
 
 # %% ../../nbs/studies/10_ablation.ipynb #imports
 from pathlib import Path
-from ..stage1 import roadmap
 from ..base.config import DataConfig
-from ..base.trees import change, check
 from ..base.data import open_data
 from ..base.metrics import evaluate_tokenizer
-from ..base.results import RESULTS, record
 from ..base.monitor import read_log
+from ..base.results import RESULTS, record
+from ..base.trees import change, check
+from ..stage1 import roadmap
 from ..stage1.perceptual import PerceptualLoss
 from ..stage1.steps import WEIGHTS, at_scale
 from ..stage1.tokenizer_training import train_tokenizer
 
-# %% ../../nbs/studies/10_ablation.ipynb #run
+# %% ../../nbs/studies/10_ablation.ipynb #rows
+def _rows(scale, steps, only, images, weights):
+    "{number and name of a step: its configuration}."
+    rows = {}
+    for k, (name, step) in enumerate(roadmap.STEPS.items()):
+        if only and name not in only: continue
+        c = change(at_scale(step(), scale, steps), {'data.images': images})
+        if images != 'shapes': c = change(c, {'loss.perceptual': step().loss.perceptual})
+        if weights and c.loss.perceptual in WEIGHTS:
+            c = change(c, {'loss.perceptual_file': str(Path(weights)/WEIGHTS[c.loss.perceptual])})
+        rows[f'{k}-{name}'] = c
+    return rows
+
+# %% ../../nbs/studies/10_ablation.ipynb #measured
 def _measured(config, data, validation, run, picture, quiet):
     "Train one row on `data` and measure it on `validation`."
     from torchvision.utils import save_image
     tok = train_tokenizer(config, data, run, quiet=quiet).cpu()
-    def held_out(first, last): return validation.fetch(range(first, min(last, len(validation))), range(first, min(last, len(validation))))['images']
+    def held_out(first, count):
+        numbers = range(first, min(first + count, len(validation)))
+        return validation.fetch(numbers, numbers)['images']
     picture.parent.mkdir(parents=True, exist_ok=True)
     save_image(tok.decode(tok.encode(held_out(0, 10))), picture, nrow=10, padding=0)
-    return evaluate_tokenizer(tok, (held_out(n, n + 100) for n in range(0, len(validation), 100))) | {'train_seconds': read_log(run)[-1]['seconds']}
+    batches = (held_out(n, 100) for n in range(0, len(validation), 100))
+    return evaluate_tokenizer(tok, batches) | {'train_seconds': read_log(run)[-1]['seconds']}
 
-
+# %% ../../nbs/studies/10_ablation.ipynb #run
 def run_roadmap(scale='tiny',       # tiny, small or paper
-                steps=None,         # budget of every row up to step 5a; the scale's own if not given
+                steps=None,         # budget of every row up to step 5a; if not given, the scale's
                 seeds=(0, 1),       # one run of all rows for each
                 only=(),            # names of steps; all if empty
                 images='shapes',    # training images: shapes or a folder
-                validation='',      # folder of validation images; for shapes, 2,000 that training never saw
+                validation='',      # folder of validation images; of shapes, 2,000 are drawn
                 weights='',         # folder of VGG16's and ResNet50's files, if not downloaded
                 out='runs',         # folder of the training runs
                 results=RESULTS,    # folder of the results
                 quiet=False):       # no progress bars
-    "Train and measure every step under one budget; a stopped call continues. `read_results` has the rows."
+    "Train and measure every step under one budget; a stopped call continues."
     unknown = set(only) - set(roadmap.STEPS)
-    check(not unknown, f'There is no step {", ".join(sorted(unknown))}: choose from {", ".join(roadmap.STEPS)}.')
-    check(images == 'shapes' or validation, 'A folder of training images needs a folder of validation images: give it as validation.')
-    rows, own = [], images != 'shapes'
-    for k, (name, step) in enumerate(roadmap.STEPS.items()):
-        c = change(at_scale(step(), scale, steps), {'data.images': images} | ({'loss.perceptual': step().loss.perceptual} if own else {}))
-        if weights: c = change(c, {'loss.perceptual_file': str(Path(weights)/WEIGHTS[c.loss.perceptual])} if c.loss.perceptual in WEIGHTS else {})
-        if not only or name in only: rows.append((f'{k}-{name}', c))
-    for network, file in {(c.loss.perceptual, c.loss.perceptual_file) for _, c in rows}: PerceptualLoss(network, file)   # missing weights are found out before anything is trained
-    side, group = rows[0][1].model.resolution, f'roadmap-{scale}'
-    data, held_out = open_data(rows[0][1].data, side, 'stage1', quiet=quiet), open_data(DataConfig(validation or 'shapes', train_size=2000), side, 'eval', 'validation', quiet=quiet)
+    check(not unknown, f'There is no step {", ".join(sorted(unknown))}: '
+                       f'choose from {", ".join(roadmap.STEPS)}.')
+    check(images == 'shapes' or validation,
+          'A folder of training images needs a folder of validation images: give it as validation.')
+    rows = _rows(scale, steps, only, images, weights)
+    losses = (c.loss for c in rows.values())
+    networks = dict.fromkeys((loss.perceptual, loss.perceptual_file) for loss in losses)
+    for n in networks: PerceptualLoss(*n)          # a missing file is found out before any training
+    some, group = next(iter(rows.values())), f'roadmap-{scale}'
+    side, held_out = some.model.resolution, DataConfig(validation or 'shapes', train_size=2000)
+    data = open_data(some.data, side, 'stage1', quiet=quiet)
+    held_out = open_data(held_out, side, 'eval', 'validation', quiet=quiet)
     for seed in seeds:
-        for row, c in rows:
+        for row, c in rows.items():
             c, run = change(c, {'train.seed': seed}), f'{row}-seed{seed}'
-            print(f'{group}, {row}, seed {seed}: ' + ('measured before' if (Path(results)/group/f'{run}.json').exists() else f'{c.train.steps} steps'))
-            record(f'{group}/{row}', seed, c, lambda: _measured(c, data, held_out, Path(out)/group/run, Path(results)/group/f'{run}.png', quiet), results)
+            old = (Path(results)/group/f'{run}.json').exists()
+            todo = 'measured before' if old else f'{c.train.steps} steps'
+            print(f'{group}, {row}, seed {seed}: {todo}')
+            picture = Path(results)/group/f'{run}.png'
+            def measure(): return _measured(c, data, held_out, Path(out)/group/run, picture, quiet)
+            record(f'{group}/{row}', seed, c, measure, results)

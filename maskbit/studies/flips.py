@@ -26,11 +26,14 @@ def nearest_codes(codebook): # (2^K, D)
 def token_changes(tokenizer, # a `Tokenizer`
                   images,    # (B, 3, H, W) in [0, 1]
                   batch=64): # images decoded at a time
-    "RMS change of the decoded pictures when all tokens change: `bit i` flipped, another code at `random`, and for VQ the `nearest` code (Sec. 3.2)."
-    K, codes = tokenizer.config.bits, torch.cat([tokenizer.encode(b) for b in images.split(batch)])
+    "RMS change of the pictures with `bit i` flipped, a `random` other code, or (VQ) the `nearest`."
+    K = tokenizer.config.bits
+    codes = torch.cat([tokenizer.encode(b) for b in images.split(batch)])
     def decode(codes): return torch.cat([tokenizer.decode(b) for b in codes.split(batch)])
-    other = 1 + hash32('another code', torch.arange(codes.numel())).view_as(codes) % (2 ** K - 1)
+    draws = hash32('another code', torch.arange(codes.numel())).view_as(codes)
+    other = 1 + draws % (2 ** K - 1)
     changed = {f'bit {i}': flip(codes, i) for i in range(K)} | {'random': (codes + other) % 2 ** K}
-    if tokenizer.config.quantizer == 'vq': changed['nearest'] = nearest_codes(tokenizer.quantize.codebook.weight)[codes]
+    if tokenizer.config.quantizer == 'vq':
+        changed['nearest'] = nearest_codes(tokenizer.quantize.codebook.weight)[codes]
     base = decode(codes)
     return {name: float((decode(c) - base).square().mean().sqrt()) for name, c in changed.items()}

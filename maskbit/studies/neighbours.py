@@ -8,82 +8,103 @@ __all__ = ['hamming_neighbours', 'lpips_space', 'perceptual_space', 'Neighbours'
 # %% ../../nbs/studies/40_neighbours.ipynb #imports
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch.nn import functional as F
 from ..base.bits import pack, unpack
-from ..base.trees import check
 from ..base.metrics import _lpips
 from ..base.networks import ShapesNet
+from ..base.trees import check
 
 # %% ../../nbs/studies/40_neighbours.ipynb #hamming
 def hamming_neighbours(queries,     # (Q, bytes) uint8, packed tokens
                        packed,      # (M, bytes) uint8, to search; may be memory-mapped
                        k=10,        # neighbours wanted, at most M
                        block=2**16, # rows compared at a time
-                       told=lambda done, total: None): # called after each block; may raise to end the search
-    "The `k` nearest rows of `packed` to each query, exactly: (distances in bits, rows), both (Q, k); of equals, the first."
+                       told=lambda done, total: None): # called after each block; may raise
+    "The nearest rows to each query, exactly: (bits, rows), both (Q, k); of equals, the first."
     import faiss
-    check(queries.shape[1] == packed.shape[1], f'The queries have {queries.shape[1]} bytes and the pictures {packed.shape[1]}: both should come from one tokenizer and one size of picture.')
+    check(queries.shape[1] == packed.shape[1],
+          f'The queries have {queries.shape[1]} bytes and the pictures {packed.shape[1]}: '
+          f'both should come from one tokenizer and one size of picture.')
     check(1 <= k <= len(packed), f'k is {k}: choose 1 to {len(packed)}, the pictures there are.')
+    queries = np.ascontiguousarray(queries)
     best = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.int64)
     for start in range(0, len(packed), block):
-        distance, row = faiss.knn_hamming(np.ascontiguousarray(queries), packed[start:start + block], min(k, len(packed) - start, block))
+        stop = min(start + block, len(packed))
+        distance, row = faiss.knn_hamming(queries, packed[start:stop], min(k, stop - start))
         distance, row = np.append(best[0], distance, 1), np.append(best[1], row + start, 1)
         order = np.lexsort((row, distance))[:, :k]
         best = np.take_along_axis(distance, order, 1), np.take_along_axis(row, order, 1)
-        told(min(start + block, len(packed)), len(packed))
+        told(stop, len(packed))
     return best
 
 # %% ../../nbs/studies/40_neighbours.ipynb #space
 def _vectors(stages,       # list of (B, C, h, w)
              weights=None): # of the channels, one (1, C, 1, 1) for each stage
-    "One vector for each picture, whose squared distances are the sum over stages of the (weighted) mean squared distance of unit vectors."
+    "One vector a picture: of two, the squared distance is that of all unit vectors, mean by stage."
     scaled = [F.normalize(s.float()) / (s.shape[2] * s.shape[3]) ** 0.5 for s in stages]
-    return torch.cat([(s if weights is None else s * w.sqrt()).flatten(1) for s, w in zip(scaled, weights or stages)], 1)
+    if weights: scaled = [s * w.sqrt() for s, w in zip(scaled, weights)]
+    return torch.cat([s.flatten(1) for s in scaled], 1)
 
 
 def lpips_space(net): # an `lpips.LPIPS`
     "Images (B, 3, H, W) in [0, 1] -> vectors (B, D) whose squared distance is LPIPS."
     weights = [lin.model[-1].weight for lin in net.lins]
-    return torch.no_grad()(lambda images: _vectors(net.net(net.scaling_layer(images * 2 - 1)), weights))
+    @torch.no_grad()
+    def space(images): return _vectors(net.net(net.scaling_layer(images * 2 - 1)), weights)
+    return space
 
 
 def perceptual_space():
-    "What the distance is called, and a function images (B, 3, H, W) in [0, 1] -> (B, D) whose squared distances it is: LPIPS where VGG's weights are on the disk."
+    "A distance's name, and images -> vectors for it: LPIPS where VGG's weights are on the disk."
     if net := _lpips(): return 'LPIPS (VGG)', lpips_space(net)
     net = ShapesNet().eval()
-    return 'perceptual distance (Shapes network)', torch.no_grad()(lambda images: _vectors(net(images)[1]))
+    @torch.no_grad()
+    def space(images): return _vectors(net(images)[1])
+    return 'perceptual distance (Shapes network)', space
 
 # %% ../../nbs/studies/40_neighbours.ipynb #neighbours
 class Neighbours:
     "The training pictures nearest to a picture, by bits and by a perceptual distance (App. G)."
     def __init__(self,
                  tokenizer, # the `Tokenizer` that made the tokens
-                 packed,    # (M, bytes) uint8, tokens of the training pictures; may be memory-mapped
+                 packed,    # (M, bytes) uint8, tokens of the training pictures; or mapped
                  side,      # tokens along one side of a picture
                  among=500): # candidates of the perceptual search: so many pictures nearest in bits
-        self.tokenizer, self.packed, self.side, self.among = tokenizer, packed, side, min(among, len(packed))
+        self.tokenizer, self.packed, self.side = tokenizer, packed, side
+        self.among = min(among, len(packed))
         self.name, self.space = perceptual_space()
 
     def tokens(self, rows): # (B,) rows of `packed`
         "Their tokens: (B, side, side)."
-        return unpack(self.packed[rows], self.side ** 2, self.tokenizer.config.bits).view(-1, self.side, self.side)
+        tokens = unpack(self.packed[rows], self.side ** 2, self.tokenizer.config.bits)
+        return tokens.view(-1, self.side, self.side)
 
     def pictures(self, rows): # (B,) rows of `packed`
         "Training pictures, decoded: (B, 3, H, W)."
         return self.tokenizer.decode(self.tokens(rows))
 
-    def by_bits(self, tokens, k=10, told=lambda done, total: None): # (B, side, side) int64; neighbours; as for `hamming_neighbours`
-        "(distances in bits, rows), both (B, k), nearest first; exact."
-        return hamming_neighbours(pack(tokens.flatten(1), self.tokenizer.config.bits), self.packed, k, told=told)
+# %% ../../nbs/studies/40_neighbours.ipynb #search
+@patch
+def by_bits(self: Neighbours,
+            tokens, # (B, side, side) int64
+            k=10,   # neighbours
+            told=lambda done, total: None): # as for `hamming_neighbours`
+    "(distances in bits, rows), both (B, k), nearest first; exact."
+    packed = pack(tokens.flatten(1), self.tokenizer.config.bits)
+    return hamming_neighbours(packed, self.packed, k, told=told)
 
-    def by_perception(self, tokens, k=10, told=lambda done, total: None): # as for `by_bits`
-        "(perceptual distances, rows), both (B, k), nearest first; exact among the `among` pictures nearest in bits."
-        candidates, out = self.by_bits(tokens, self.among)[1], []
-        for own, rows in zip(self.space(self.tokenizer.decode(tokens)), candidates):
-            distance = np.empty(0, np.float32)
-            for i in range(0, len(rows), 64):
-                distance = np.append(distance, (self.space(self.pictures(rows[i:i + 64])) - own).square().sum(1).numpy())
-                told(len(out) * len(rows) + len(distance), candidates.size)
-            order = distance.argsort(kind='stable')[:k]
-            out.append((distance[order], rows[order]))
-        return tuple(np.stack(x) for x in zip(*out))
+
+@patch
+def by_perception(self: Neighbours, tokens, k=10, told=lambda done, total: None): # as for `by_bits`
+    "(distances, rows), both (B, k), nearest first; exact among the `among` nearest in bits."
+    candidates, out = self.by_bits(tokens, self.among)[1], []
+    for own, rows in zip(self.space(self.tokenizer.decode(tokens)), candidates):
+        distance = np.empty(0, np.float32)
+        for i in range(0, len(rows), 64):
+            others = self.space(self.pictures(rows[i:i + 64]))
+            distance = np.append(distance, (others - own).square().sum(1).numpy())
+            told(len(out) * len(rows) + len(distance), candidates.size)
+        order = distance.argsort(kind='stable')[:k]
+        out.append((distance[order], rows[order]))
+    return tuple(np.stack(x) for x in zip(*out))

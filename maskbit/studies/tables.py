@@ -10,12 +10,12 @@ import itertools
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import torch
-from ..base.presets import SAMPLING, STAGE1, STAGE2
-from ..base.trees import change, check
 from ..base.metrics import agreement, frechet_distance
+from ..base.monitor import read_log
+from ..base.presets import SAMPLING, STAGE1, STAGE2
 from ..base.results import RESULTS, markdown_table, read_results, record, spread
 from ..base.shapes import Shapes
-from ..base.monitor import read_log
+from ..base.trees import change, check
 from ..stage1.tokenizer import Tokenizer
 from ..stage1.tokenizer_training import train_tokenizer
 from ..stage2.generator import Generator
@@ -44,7 +44,9 @@ class Row:
     def generator(self): return f'{self.input}-{self.groups}'
 
     @property
-    def name(self): return f'{self.tokenizer}-{self.generator}' + (f'-{self.steps}x' if self.steps > 1 else '')
+    def name(self):
+        often = f'-{self.steps}x' if self.steps > 1 else ''
+        return f'{self.tokenizer}-{self.generator}{often}'
 
 # %% ../../nbs/studies/30_tables.ipynb #tables
 TABLES = { # label, gFID, IS, quantizer, bits, input, groups, steps
@@ -52,11 +54,17 @@ TABLES = { # label, gFID, IS, quantizer, bits, input, groups, steps
            Row('LFQ tokenizer, embedding generator', 1.95, None, 'lfq', 12, 'embedding', 1),
            Row('LFQ tokenizer, embedding-free generator (MaskBit)', 1.82),
            Row('VQ tokenizer, embedding-free generator', 2.83, None, 'vq', 12, 'bits', 1)],
-    '3b': [Row('1 group', 1.94, groups=1), Row('2 groups', 1.82), Row('4 groups', 2.01, groups=4),
+    '3b': [Row('1 group', 1.94, groups=1),
+           Row('2 groups', 1.82),
+           Row('4 groups', 2.01, groups=4),
            Row('2 groups of VQ indices', 4.4, None, 'vq', 12, 'bits', 2)],
-    '4a': [Row('10 bits', 1.68, 353.1, bits=10), Row('12 bits', 1.65, 341.8), Row('14 bits', 1.62, 330.7, bits=14),
-           Row('16 bits', 1.64, 339.6, bits=16), Row('18 bits', 1.67, 331.6, bits=18)],
-    '4b': [Row('14 bits, 64 steps', 1.62, 330.7, bits=14), Row('14 bits, 128 steps', 1.56, 341.9, bits=14, steps=2),
+    '4a': [Row('10 bits', 1.68, 353.1, bits=10),
+           Row('12 bits', 1.65, 341.8),
+           Row('14 bits', 1.62, 330.7, bits=14),
+           Row('16 bits', 1.64, 339.6, bits=16),
+           Row('18 bits', 1.67, 331.6, bits=18)],
+    '4b': [Row('14 bits, 64 steps', 1.62, 330.7, bits=14),
+           Row('14 bits, 128 steps', 1.56, 341.9, bits=14, steps=2),
            Row('14 bits, 256 steps', 1.52, 328.6, bits=14, steps=4)],
 }
 
@@ -74,16 +82,29 @@ def measure_samples(tok, gen,
 # %% ../../nbs/studies/30_tables.ipynb #run-row
 def _tokenizer(config, folder, quiet):
     "The tokenizer of a row, trained if it is not there yet."
-    return train_tokenizer(config, Shapes(config.model.resolution), folder/'tokenizer', quiet=quiet).cpu()
+    data = Shapes(config.model.resolution)
+    return train_tokenizer(config, data, folder/'tokenizer', quiet=quiet).cpu()
 
 
 def _measured(row, one, two, cfg, folder, images, count, quiet):
     "Train one row as far as it is not trained, and measure it."
-    tok, generator = _tokenizer(one, folder, quiet), folder/row.generator
+    tok, run = _tokenizer(one, folder, quiet), folder/row.generator
     data = Shapes(one.model.resolution, length=images)
     cache = write_cache(tok, data, folder/'tokens', quiet=quiet)
-    gen = train_generator(two, cache, generator, quiet=quiet).cpu()
-    return measure_samples(tok, gen, cfg, two.train.seed, count) | {'train_seconds': read_log(generator)[-1]['seconds']}
+    gen = train_generator(two, cache, run, quiet=quiet).cpu()
+    measured = measure_samples(tok, gen, cfg, two.train.seed, count)
+    return measured | {'train_seconds': read_log(run)[-1]['seconds']}
+
+# %% ../../nbs/studies/30_tables.ipynb #configs
+def _configs(row, seed, stage1, stage2, tokenizer_steps, generator_steps):
+    "The configurations of a row: of its tokenizer, its generator and its sampler."
+    one = change(stage1, {
+        'train.steps': tokenizer_steps, 'loss.gan_start': tokenizer_steps * 3 // 4,
+        'model.quantizer': row.quantizer, 'model.bits': row.bits, 'train.seed': seed})
+    two = change(stage2, {
+        'train.steps': generator_steps, 'model.bits': row.bits, 'model.groups': row.groups,
+        'model.input': row.input, 'model.side': one.model.side, 'train.seed': seed})
+    return one, two, replace(two.model.sample, steps=row.steps * two.model.sample.steps)
 
 # %% ../../nbs/studies/30_tables.ipynb #run-tables
 def run_tables(tables=tuple(TABLES),   # which
@@ -97,59 +118,79 @@ def run_tables(tables=tuple(TABLES),   # which
                out='runs/tables',      # folder of the training runs
                results=RESULTS,        # folder of the results
                quiet=False):           # no progress bars
-    "Train and measure the rows of Tables 3 and 4 under one budget; a stopped call continues. Returns nothing; `read_results('tables')` has the rows."
-    check(set(tables) <= set(TABLES), f'There is no table {", ".join(sorted(set(tables) - set(TABLES)))}: choose from {", ".join(TABLES)}.')
-    for seed, row in itertools.product(seeds, {r.name: r for t in tables for r in TABLES[t]}.values()):
-        one = change(stage1, {'train.steps': tokenizer_steps, 'loss.gan_start': tokenizer_steps * 3 // 4, 'model.quantizer': row.quantizer, 'model.bits': row.bits, 'train.seed': seed})
-        two = change(stage2, {'train.steps': generator_steps, 'model.bits': row.bits, 'model.groups': row.groups, 'model.input': row.input, 'model.side': one.model.side, 'train.seed': seed})
-        cfg, folder = replace(two.model.sample, steps=row.steps * two.model.sample.steps), Path(out)/f'{row.tokenizer}-seed{seed}'
+    "Train and measure every row of these tables under one budget; a stopped call continues."
+    unknown = sorted(set(tables) - set(TABLES))
+    check(not unknown, f'There is no table {", ".join(unknown)}: choose from {", ".join(TABLES)}.')
+    rows = {r.name: r for t in tables for r in TABLES[t]}
+    for seed, row in itertools.product(seeds, rows.values()):
+        one, two, cfg = _configs(row, seed, stage1, stage2, tokenizer_steps, generator_steps)
+        folder = Path(out)/f'{row.tokenizer}-seed{seed}'
         about = {'stage1': one, 'stage2': two, 'sample': cfg, 'images': images, 'count': count}
-        record(f'tables/{row.name}', seed, about, lambda: _measured(row, one, two, cfg, folder, images, count, quiet), results)
+        def measure(): return _measured(row, one, two, cfg, folder, images, count, quiet)
+        record(f'tables/{row.name}', seed, about, measure, results)
         if row.bits == 12:
             pictures, _ = Shapes(one.model.resolution, 'validation').batch(torch.arange(256))
-            record(f'bit_tokens/{row.tokenizer}', seed, one, lambda: token_changes(_tokenizer(one, folder, quiet), pictures), results)
+            def changes(): return token_changes(_tokenizer(one, folder, quiet), pictures)
+            record(f'bit_tokens/{row.tokenizer}', seed, one, changes, results)
 
 # %% ../../nbs/studies/30_tables.ipynb #show-table
 def show_table(name,             # 3a, 3b, 4a or 4b
                results=RESULTS): # folder of the results
     "One of the paper's tables, published beside measured."
     measured = read_results('tables', results)
+    metrics = 'frechet_shapes', 'agreement'
     def cells(row):
         rows = measured.get(f'tables/{row.name}', [])
-        here = ['{:.3g} ± {:.2g}'.format(*spread(rows, m)) for m in ('frechet_shapes', 'agreement')] if rows else ['not run'] * 2
+        here = ['{:.3g} ± {:.2g}'.format(*spread(rows, m)) if rows else 'not run' for m in metrics]
         return [row.label, row.fid, row.score or '-', *here, len(rows)]
-    return markdown_table([f'Table {name}', 'published: gFID, ImageNet', 'published: IS', 'measured: Fréchet, Shapes', 'measured: agreement', 'seeds'], map(cells, TABLES[name]))
+    header = [f'Table {name}', 'published: gFID, ImageNet', 'published: IS',
+              'measured: Fréchet, Shapes', 'measured: agreement', 'seeds']
+    return markdown_table(header, map(cells, TABLES[name]))
 
 # %% ../../nbs/studies/30_tables.ipynb #sensitivity
-GRID = dict(temperature=(1.0, 1.5, 2.0, 3.0, 4.0), guidance_scale=(2.0, 4.0, 6.0), scale_pow=(2.0, 3.0, 4.0))   # t, s, m
+GRID = dict(temperature=(1.0, 1.5, 2.0, 3.0, 4.0),   # t
+            guidance_scale=(2.0, 4.0, 6.0),          # s
+            scale_pow=(2.0, 3.0, 4.0))               # m
 
 
 def run_sensitivity(seeds=(0, 1),     # of the samples
                     count=500,        # samples at each point
                     grid=GRID,        # values of each setting
                     results=RESULTS): # folder of the results
-    "Measure the bundled generator at every point of a grid around its settings; a stopped call continues."
+    "Measure the bundled generator at every point of a grid of settings; a stopped call continues."
     tok, gen = Tokenizer.from_pretrained('shapes'), Generator.from_pretrained('shapes')
     for seed, values in itertools.product(seeds, itertools.product(*grid.values())):
         cfg = replace(SAMPLING['shapes'], **dict(zip(grid, values)))
-        name = 'sensitivity/t{}-s{}-m{}'.format(*values)
-        record(name, seed, asdict(cfg) | {'count': count}, lambda: measure_samples(tok, gen, cfg, seed, count), results)
+        name, about = 'sensitivity/t{}-s{}-m{}'.format(*values), asdict(cfg) | {'count': count}
+        record(name, seed, about, lambda: measure_samples(tok, gen, cfg, seed, count), results)
 
 # %% ../../nbs/studies/30_tables.ipynb #show-sensitivity
+def _heat_map(ax, m, means):
+    "The points of the grid with scale_pow `m`, t to the right and s downwards."
+    ts, ss = GRID['temperature'], GRID['guidance_scale']
+    here = [[means.get(f'sensitivity/t{t}-s{s}-m{m}', float('nan')) for t in ts] for s in ss]
+    ax.imshow(here, vmin=min(means.values()), vmax=max(means.values()), cmap='YlGn_r', alpha=0.7)
+    for i, j in itertools.product(range(len(ss)), range(len(ts))):
+        text = f'{here[i][j]:.2f}'.replace('nan', 'not\nrun')
+        ax.text(j, i, text, ha='center', va='center', fontsize=7)
+    ax.set_xticks(range(len(ts)), ts)
+    ax.set_yticks(range(len(ss)), ss)
+    ax.set(xlabel='t', title=f'm = {m}')
+
+
 def show_sensitivity(results=RESULTS): # folder of the results
     "Heat maps of the Fréchet distance over t and s, one for each m; says so if nothing was run."
     import matplotlib.pyplot as plt
     measured = read_results('sensitivity', results)
     if not measured: return print('not run')
-    ts, ss, ms = GRID.values()
-    means = {name: spread(rows, 'frechet_shapes')[0] for name, rows in measured.items()}
-    fig, axes = plt.subplots(1, len(ms), figsize=(3.2 * len(ms), 2.6), dpi=70, layout='constrained', sharey=True)
-    for ax, m in zip(axes, ms):
-        here = [[means.get(f'sensitivity/t{t}-s{s}-m{m}', float('nan')) for t in ts] for s in ss]
-        ax.imshow(here, vmin=min(means.values()), vmax=max(means.values()), cmap='YlGn_r', alpha=0.7)
-        for i, j in itertools.product(range(len(ss)), range(len(ts))): ax.text(j, i, f'{here[i][j]:.2f}'.replace('nan', 'not\nrun'), ha='center', va='center', fontsize=7)
-        ax.set(xticks=range(len(ts)), xticklabels=ts, yticks=range(len(ss)), yticklabels=ss, xlabel='t', title=f'm = {m}')
+    spreads = {name: spread(rows, 'frechet_shapes') for name, rows in measured.items()}
+    ms, means = GRID['scale_pow'], {name: mean for name, (mean, _) in spreads.items()}
+    fig, axes = plt.subplots(1, len(ms), figsize=(3.2 * len(ms), 2.6), dpi=70,
+                             layout='constrained', sharey=True)
+    for ax, m in zip(axes, ms): _heat_map(ax, m, means)
     axes[0].set_ylabel('s')
-    noise = sum(spread(rows, 'frechet_shapes')[1] for rows in measured.values()) / len(measured)
+    noise = sum(half for _, half in spreads.values()) / len(spreads)
     counts = {r['config']['count'] for rows in measured.values() for r in rows}
-    fig.suptitle(f'Fréchet distance of {" and ".join(map(str, counts))} samples, mean over seeds (half of their range: {noise:.2f} on average)', fontsize=9); plt.show()
+    fig.suptitle(f'Fréchet distance of {" and ".join(map(str, counts))} samples, mean over seeds '
+                 f'(half of their range: {noise:.2f} on average)', fontsize=9)
+    plt.show()

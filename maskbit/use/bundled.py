@@ -12,10 +12,10 @@ from importlib.resources import files
 from pathlib import Path
 import torch
 from ..base.classifier import ClassifierRun, ClassifierStage
+from ..base.monitor import read_log
 from ..base.presets import STAGE1, STAGE2
 from ..base.shapes import Shapes
 from ..base.storage import provenance
-from ..base.monitor import read_log
 from ..base.training import fit
 from ..stage1.tokenizer import Tokenizer
 from ..stage1.tokenizer_training import train_tokenizer
@@ -33,15 +33,21 @@ def train_judge(run, seed, **kwargs):
 
 
 def train_bundled(out): # folder of the runs
-    "Train the bundled models, or continue; install them in the package's assets; write `bundled.json`."
+    "Train the bundled models, or continue; put them into the package; write `bundled.json`."
     out, assets, about = Path(out), Path(str(files('maskbit')))/'assets', provenance()
+    def install(model, kind):
+        model.cpu().save_pretrained(assets/f'shapes-{kind}', dtype=torch.float16)
+
     for seed, kind in enumerate(('classifier', 'perceptual')):
-        train_judge(out/kind, seed, title=kind).cpu().save_pretrained(assets/f'shapes-{kind}', dtype=torch.float16)
+        install(train_judge(out/kind, seed, title=kind), kind)
     tok = train_tokenizer(STAGE1['shapes'], Shapes(), out/'tokenizer')
-    tok.cpu().save_pretrained(assets/'shapes-tokenizer', dtype=torch.float16)
+    install(tok, 'tokenizer')
     cache = write_cache(tok, Shapes(), out/'tokens')
-    gen = train_generator(STAGE2['shapes'], cache, out/'generator')
-    gen.cpu().save_pretrained(assets/'shapes-generator', dtype=torch.float16)
-    metrics, _ = measure(Tokenizer.from_pretrained('shapes'), Generator.from_pretrained('shapes'), 1000)
-    seconds = {part: read_log(out/part)[-1]['seconds'] for part in ('classifier', 'perceptual', 'tokenizer', 'generator')}
-    (assets/'bundled.json').write_text(json.dumps({'metrics': metrics, 'seconds': seconds, 'provenance': about}, indent=1))
+    install(train_generator(STAGE2['shapes'], cache, out/'generator'), 'generator')
+
+    tok, gen = Tokenizer.from_pretrained('shapes'), Generator.from_pretrained('shapes')
+    metrics, _ = measure(tok, gen, 1000)
+    parts = 'classifier', 'perceptual', 'tokenizer', 'generator'
+    seconds = {part: read_log(out/part)[-1]['seconds'] for part in parts}
+    stored = {'metrics': metrics, 'seconds': seconds, 'provenance': about}
+    (assets/'bundled.json').write_text(json.dumps(stored, indent=1))
