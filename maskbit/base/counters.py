@@ -23,12 +23,12 @@ def _mix(x):
 # %% ../../nbs/base/12_counters.ipynb #word
 def _word(k): # an int, a string or an integer tensor
     "A key as 32 bits; raises `InputError` for a number that is negative or not whole."
-    if isinstance(k, torch.Tensor): return (k & _M32) ^ _mix((k >> 32) & _M32)
+    if isinstance(k, torch.Tensor): return (k ^ (k >> 32) * 0x9E3779B1) & _M32
     if isinstance(k, str): return int.from_bytes(k.encode(), 'little') % 0xFFFFFFFB
     check(hasattr(k, '__index__') and k >= 0,
           f'{k!r} cannot be a seed or a counter: give a whole number, 0 or more.')
     k = operator.index(k)
-    return k if k <= _M32 else (k & _M32) ^ _mix(_word(k >> 32))
+    return k if k <= _M32 else (k ^ _word(k >> 32) * 0x9E3779B1) & _M32
 
 # %% ../../nbs/base/12_counters.ipynb #hash32
 def hash32(*keys,        # ints, strings or integer tensors that broadcast together
