@@ -30,8 +30,9 @@ def _whole(x, what):
     return x.long()
 
 # %% ../../nbs/base/13_inputs.ipynb #check-images
-def check_images(images,      # (B, 3, H, W) in [0, 1]
-                 wait=True):  # for the values of what is on a GPU
+def check_images(images,       # (B, 3, H, W) in [0, 1]
+                 wait=True,    # for the values of what is on a GPU
+                 beyond=1e-3): # how far outside [0, 1] values may lie
     "The pictures as a float tensor; raises `InputError` for another shape, type or range."
     images = _tensor(images, 'Images')
     check(images.ndim == 4 and images.shape[1] == 3 and images.is_floating_point(),
@@ -42,7 +43,7 @@ def check_images(images,      # (B, 3, H, W) in [0, 1]
     if not _visible(images, wait): return images
     low, high = torch.stack(images.detach().aminmax()).tolist()
     check(low == low, 'Some values of the images are not numbers.')
-    check(-1e-3 <= low and high <= 1 + 1e-3,
+    check(-beyond <= low and high <= 1 + beyond,
           f'Images should be in [0, 1]; these reach from {low:.4g} to {high:.4g}: bring them there.')
     return images
 
