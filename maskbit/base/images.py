@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import torch
 from .counters import hash32
-from .pictures import EXTENSIONS, MAX_BYTES, augmentation, read_rgb, readable_formats
+from .pixels import (EXTENSIONS, MAX_BYTES, augmentation, read_rgb, readable_formats,
+                                 why_unreadable)
 from .storage import _cache
 from .trees import check
 
@@ -66,15 +67,13 @@ def walk(root,   # a folder
 # %% ../../nbs/base/32_images.ipynb #whole
 def _fault(path):
     "What is wrong with a file; None if it is a whole image."
-    from PIL import UnidentifiedImageError
     kind = EXTENSIONS.get(path.suffix.lower())
     if not kind: return 'not an image'
     if kind not in readable_formats(): return f'{kind} needs another Pillow, or pillow-heif'
     try:
         if path.stat().st_size == 0: return 'empty file'
         read_rgb(path, enough=1)
-    except UnidentifiedImageError: return 'not an image, whatever its name says'
-    except Exception as e: return printable(f'{type(e).__name__}: {e}'.split('\n')[0][:100])
+    except Exception as e: return why_unreadable(e)
 
 # %% ../../nbs/base/32_images.ipynb #remember
 def _eyes():
@@ -172,7 +171,8 @@ def scan(folder,      # of images, with or without sub-folders
 # %% ../../nbs/base/32_images.ipynb #folder
 class Images:
     "Image files as a data set; kinds differ in where they `read` from."
-    def __init__(self, labels, classes, resolution, kind, flip, seed, **how): # as `augmentation` has them
+    def __init__(self, labels, classes, resolution, kind, flip, seed,
+                 **how): # crop, interpolation: as for `augmentation`
         self.targets, self.classes, self.seed = torch.as_tensor(labels), classes, seed
         self.transform = augmentation(kind, resolution, flip, **how)
         self.enough = None if kind == 'eval' else 2 * resolution
@@ -206,7 +206,7 @@ class ImageFolder(Images):
 
 # %% ../../nbs/base/32_images.ipynb #shrink
 def _shrink(path, side):
-    "The bytes of a picture file whose shorter side is at most `side` pixels, and its format's ending."
+    "The bytes of a file with the same picture, its shorter side at most `side` pixels."
     from PIL import Image
     im, out = read_rgb(path, 2 * side), io.BytesIO()
     if (share := side / min(im.size)) < 1:

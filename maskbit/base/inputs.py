@@ -44,7 +44,8 @@ def check_images(images,       # (B, 3, H, W) in [0, 1]
     low, high = torch.stack(images.detach().aminmax()).tolist()
     check(low == low, 'Some values of the images are not numbers.')
     check(-beyond <= low and high <= 1 + beyond,
-          f'Images should be in [0, 1]; these reach from {low:.4g} to {high:.4g}: bring them there.')
+          'Images should be in [0, 1]: '
+          f'bring these there, which reach from {low:.4g} to {high:.4g}.')
     return images
 
 # %% ../../nbs/base/13_inputs.ipynb #check-tokens

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from .counters import seed_of
 from .images import natural, scan, tell
-from .pictures import EXTENSIONS, read_rgb
+from .pixels import EXTENSIONS, read_rgb, why_unreadable
 from .storage import _digest, atomic_folder, check_replaceable
 from .trees import InputError, check
 
@@ -89,7 +89,7 @@ def scan_shard(path,         # of a tar file
         "(what is wrong with a picture or None, its checksum)."
         data = read_at(path, m.offset_data, m.size)
         try: decode and read_rgb(io.BytesIO(data), enough=1)
-        except Exception as e: return f'{type(e).__name__}: {e}'.split('\n')[0][:80], None
+        except Exception as e: return why_unreadable(e), None
         return None, zlib.crc32(data)
 
     samples = []

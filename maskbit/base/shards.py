@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 from .counters import seed_of
 from .images import Images, tell
-from .pictures import read_rgb
+from .pixels import read_rgb
 from .shard_files import make_index, read_at
 from .storage import _cache, _digest
 from .trees import InputError, check
