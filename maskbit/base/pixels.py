@@ -93,7 +93,8 @@ def read_rgb(path,         # of an image file, or the open file
     "An upright 8-bit sRGB `PIL.Image`; raises `OSError` or `ValueError` if it is broken or huge."
     from PIL import Image, ImageOps
     with contextlib.ExitStack() as held:
-        im = held.enter_context(Image.open(path, formats=readable_formats()))
+        try: im = held.enter_context(Image.open(path, formats=readable_formats()))
+        except Image.DecompressionBombError as e: raise ValueError(str(e).split(',')[0]) from None
         if _fit(im, enough) > _LARGE: held.enter_context(_ALONE)
         white, deep = _white(im) if im.mode[0] in 'IF' else None, '16' in str(im.tile)
         im.load()
