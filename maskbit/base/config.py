@@ -144,7 +144,7 @@ class TrainConfig:
 
     def __post_init__(self):
         check_choices(self)
-        at_least(self, steps=1, batch=1, microbatch=1)
+        at_least(self, steps=1, batch=1, microbatch=1, seed=0)
         at_least(self, log_every=1, save_every=1, keep=1, max_skipped=0, eval_every=0, eval_size=1)
 
 # %% ../../nbs/base/10_config.ipynb #data-config
@@ -153,15 +153,23 @@ class DataConfig:
     "Where images come from and how they are prepared."
     # shapes, a folder whose sub-folders are the classes, or shards: a folder, URL or pipe:command
     images: str = 'shapes'
-    workers: int = 0           # processes that decode images
+    # processes that decode images; one for each core but one, at most 8, if not given
+    workers: int | None = None
     difficulty: float = 0.5    # of Shapes, 0 (plain) to 1 (any pose, strong texture)
     train_size: int = 50_000   # of Shapes, images in the training split
     flip: bool = True          # mirror half of the images
+    # of Stage II: 80 to 100 % of the largest square anywhere, or what the released code cuts out
+    crop: Literal['square', 'released'] = 'square'
+    # how images are resized; released tokenizers: bilinear, released generators: bicubic
+    interpolation: Literal['bilinear', 'bicubic'] = 'bilinear'
     validation: str = ''       # folder of held-out images for train.eval_every; Shapes has its own
 
     def __post_init__(self):
+        check_choices(self)
         check(0 <= self.difficulty <= 1, f'difficulty is {self.difficulty}: choose 0 to 1.')
-        at_least(self, workers=0, train_size=1)
+        at_least(self, train_size=1)
+        check(self.workers is None or self.workers >= 0,
+              f'workers is {self.workers}: choose 0 or more.')
 
 # %% ../../nbs/base/10_config.ipynb #stage1-config
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@
 __all__ = ['hash32', 'uniform', 'seed_of', 'Order']
 
 # %% ../../nbs/base/12_counters.ipynb #imports
+import operator
 import torch
+from .trees import check
 
 # %% ../../nbs/base/12_counters.ipynb #mix
 _M32 = 0xFFFFFFFF
@@ -18,14 +20,22 @@ def _mix(x):
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _M32
     return x ^ (x >> 16)
 
+# %% ../../nbs/base/12_counters.ipynb #word
+def _word(k): # an int, a string or an integer tensor
+    "A key as 32 bits; raises `InputError` for a number that is negative or not whole."
+    if isinstance(k, torch.Tensor): return (k ^ (k >> 32) * 0x9E3779B1) & _M32
+    if isinstance(k, str): return int.from_bytes(k.encode(), 'little') % 0xFFFFFFFB
+    check(hasattr(k, '__index__') and k >= 0,
+          f'{k!r} cannot be a seed or a counter: give a whole number, 0 or more.')
+    k = operator.index(k)
+    return k if k <= _M32 else (k ^ _word(k >> 32) * 0x9E3779B1) & _M32
+
 # %% ../../nbs/base/12_counters.ipynb #hash32
 def hash32(*keys,        # ints, strings or integer tensors that broadcast together
            device=None): # of the result when no key is a tensor
     "One 32-bit hash for each combination of the keys, as an int64 tensor."
     h = torch.tensor(0x9E3779B9, device=device)
-    for k in keys:
-        if isinstance(k, str): k = int.from_bytes(k.encode(), 'little') % 0xFFFFFFFB
-        h = _mix(h ^ (k & _M32)) + 0x9E3779B9 & _M32
+    for k in keys: h = _mix(h ^ _word(k)) + 0x9E3779B9 & _M32
     return _mix(h)
 
 # %% ../../nbs/base/12_counters.ipynb #uniform

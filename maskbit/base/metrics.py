@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from .bits import indices_to_bits
 from .classifier import Classifier
+from .inputs import check_images, check_labels, check_tokens
 from .networks import lpips_vgg
 from .shapes import CLASSES
 from .trees import InputError, check
@@ -35,6 +36,9 @@ def reconstruction_metrics(images, # (B, 3, H, W) in [0, 1]
                            back):  # their reconstructions
     "Mean `psnr` (dB), `ssim`, and `lpips` (VGG) where its trunk is on the disk."
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+    images, back = check_images(images), check_images(back, beyond=0.5)     # not clamped
+    check(images.shape == back.shape, f'The images are {tuple(images.shape)} '
+                                      f'and their reconstructions {tuple(back.shape)}.')
     mse = (images - back).square().mean((1, 2, 3)).clamp_min(1e-10)
     out = {'psnr': float((-10 * mse.log10()).mean()),
            'ssim': float(ssim(back, images, data_range=1.0))}
@@ -48,6 +52,7 @@ def reconstruction_metrics(images, # (B, 3, H, W) in [0, 1]
 def code_metrics(indices, # (...) int64 tokens
                  K):      # bits per token
     "`codes_used`, `perplexity`, and for each bit the share of tokens in which it is set."
+    indices = check_tokens(indices, K)
     counts = torch.bincount(indices.flatten(), minlength=2 ** K).double()
     p = counts / counts.sum()
     balance = (indices_to_bits(indices.flatten(), K) > 0).float().mean(0).tolist()
@@ -97,7 +102,7 @@ def frechet_distance(images,        # (A, 3, H, W) in [0, 1], or batches of them
     for batches in (images, reference):
         seen.append({name: [] for name in networks})
         if isinstance(batches, torch.Tensor): batches = batches.split(128)
-        for b in batches:
+        for b in map(check_images, batches):
             for name, features in networks.items(): seen[-1][name].append(features(b).cpu())
     return {name: _frechet(*(torch.cat(s[name]) for s in seen)) for name in networks}
 
@@ -107,6 +112,7 @@ def agreement(images,  # (B, 3, H, W) in [0, 1]
               labels): # (B,) asked for
     "Share of pictures whose class the bundled classifier sees as asked, in all and by class."
     judge = Classifier.from_pretrained('shapes', 'classifier')
+    images, labels = check_images(images), check_labels(labels, len(CLASSES))
     right = (torch.cat([judge(b).argmax(1) for b in images.split(256)]) == labels).float()
     asked = {k: labels == i for i, k in enumerate(CLASSES)}
     by_class = {k: float(right[of_it].mean()) for k, of_it in asked.items() if of_it.any()}

@@ -137,6 +137,9 @@ class Shapes:
 
     def labels(self, index): return hash32(self.seed, 'label', index) % len(self.classes)
 
+    @property
+    def targets(self): return self.labels(torch.arange(len(self)))
+
     def batch(self, index): # (B,) int64
         "Pictures (B, 3, size, size) and labels (B,)."
         labels = self.labels(index)
@@ -147,4 +150,6 @@ class Shapes:
         images, labels = self.batch(torch.as_tensor(indices))
         return {'images': images, 'labels': labels}
 
-    def __getitem__(self, i): return tuple(t[0] for t in self.batch(torch.tensor([i])))
+    def __getitem__(self, i):
+        i = range(len(self))[i]     # raises `IndexError`, which ends a loop over the data set
+        return tuple(t[0] for t in self.batch(torch.tensor([i])))

@@ -12,7 +12,8 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 import torch
 from .counters import seed_of
-from .images import EXTENSIONS, read_rgb, scan
+from .images import natural, scan, tell
+from .pixels import EXTENSIONS, read_rgb, why_unreadable
 from .storage import _digest, atomic_folder, check_replaceable
 from .trees import InputError, check
 
@@ -87,8 +88,8 @@ def scan_shard(path,         # of a tar file
     def look(m):
         "(what is wrong with a picture or None, its checksum)."
         data = read_at(path, m.offset_data, m.size)
-        try: decode and read_rgb(io.BytesIO(data))
-        except Exception as e: return f'{type(e).__name__}: {e}'.split('\n')[0][:80], None
+        try: decode and read_rgb(io.BytesIO(data), enough=1)
+        except Exception as e: return why_unreadable(e), None
         return None, zlib.crc32(data)
 
     samples = []
@@ -125,13 +126,13 @@ def make_index(shards,       # [(name, function that gives the path of its file)
                classes=None, # their names; else those of folders, or numbers
                decode=True,  # every picture, to see that it is whole
                quiet=False,  # no progress bar
-               say=print):   # told about everything that is left out
+               say=tell):    # told about everything that is left out
     "The index of some shards as a dictionary; raises `InputError` if any is damaged or missing."
     index, left = _scan_all(shards, decode, quiet, say)
     samples = [s for shard in index for s in shard['samples']]
     check(samples, f'None of the {len(shards)} shards holds a readable picture.')
     labelled = any(s.label is not None for s in samples)
-    folders = {f: k for k, f in enumerate(sorted({s.folder for s in samples}))}
+    folders = {f: k for k, f in enumerate(sorted({s.folder for s in samples}, key=natural))}
     if labelled:
         kept = [s for s in samples if s.label is not None]
         named = [str(k) for k in range(1 + max(s.label for s in kept))]
@@ -156,7 +157,7 @@ def write_shards(images,         # a folder of images; its sub-folders are the c
                  per_shard=1000, # images in a shard
                  seed=0,         # of their order
                  quiet=False,    # no progress bars
-                 say=print):     # told about every file that is left out
+                 say=tell):      # told about every file that is left out
     "Write shards and their index; returns the index."
     from tqdm.auto import tqdm
     check(per_shard >= 1, f'per_shard is {per_shard}: choose at least 1.')

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from filelock import FileLock
 from .counters import seed_of
-from .images import Images, read_rgb
+from .images import Images, tell
+from .pixels import read_rgb
 from .shard_files import make_index, read_at
-from .storage import _digest
+from .storage import _cache, _digest
 from .trees import InputError, check
 
 # %% ../../nbs/base/34_shards.ipynb #lanes
@@ -59,12 +60,6 @@ class Lanes:
 
 # %% ../../nbs/base/34_shards.ipynb #download
 _KEEP, _WAITS = 96, (0, 1, 4)   # shards in the cache; seconds before each try
-
-
-def _cache():
-    folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'maskbit'
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _is_local(source): return not re.match(r'pipe:|\w+:/', source)
@@ -211,7 +206,7 @@ def _make(where, sources, quiet, say):
 
 def open_index(images,      # a folder, URL or pipe:command of shards or of their index.json
                quiet=False, # no progress bar
-               say=print):  # told about everything that is left out, if the index is made now
+               say=tell):   # told about everything that is left out, if the index is made now
     "(index, the source of every shard)."
     images, folder, sources = _find(images)
     where, lock = _place(images, folder)
@@ -227,12 +222,12 @@ def open_index(images,      # a folder, URL or pipe:command of shards or of thei
 class Shards(Images):
     "Shards as a data set: `fetch` gives images (B, 3, H, W) in [0, 1] and labels (B,)."
     def __init__(self, images, resolution, kind='stage1',
-                 flip=True, seed=0, quiet=False, say=print):
+                 flip=True, seed=0, quiet=False, say=tell, **how): # as `augmentation` has them
         index, self.sources = open_index(images, quiet, say)
         self.shards, self.counts = index['shards'], [len(s['label']) for s in index['shards']]
         self.ends = np.cumsum(self.counts)
         labels = np.concatenate([s['label'] for s in self.shards])
-        super().__init__(labels, index['classes'], resolution, kind, flip, seed)
+        super().__init__(labels, index['classes'], resolution, kind, flip, seed, **how)
         if left := ', '.join(f'{n} ({why})' for why, n in index['left_out'].items()):
             say(f'{len(self)} images in {len(self.shards)} shards; '
                 f'left out when they were indexed: {left}.')
@@ -247,7 +242,7 @@ class Shards(Images):
             path = Path(source) if _is_local(source) else fetch_shard(source, shard)
             try: data = read_at(path, int(shard['offset'][j]), int(shard['size'][j]))
             except FileNotFoundError: continue
-            if zlib.crc32(data) == shard['crc32'][j]: return read_rgb(io.BytesIO(data))
+            if zlib.crc32(data) == shard['crc32'][j]: return read_rgb(io.BytesIO(data), self.enough)
             if not _is_local(source): path.unlink(missing_ok=True)
         raise InputError(f'{source} is gone or was altered: '
                          f'picture {j} of it is not what its index says. '

@@ -128,6 +128,13 @@ def latest_checkpoint(run,         # folder of the run
         say(f'Passing over a damaged checkpoint: {wrong}; it is now called {other.name}.')
     return found
 
+# %% ../../nbs/base/20_storage.ipynb #cache
+def _cache():
+    "The folder for what can be made again."
+    folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'maskbit'
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
 # %% ../../nbs/base/20_storage.ipynb #provenance
 def _cpu():
     "The name of the processor."

@@ -6,7 +6,7 @@
 __all__ = ['InputError', 'check', 'at_least', 'check_choices', 'flat', 'diff', 'change', 'to_json', 'from_json']
 
 # %% ../../nbs/base/08_trees.ipynb #imports
-import dataclasses, json, math
+import dataclasses, json, math, numbers
 from dataclasses import replace
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -29,11 +29,14 @@ def at_least(cfg, **lowest): # field: the smallest value it may have
 
 
 def check_choices(cfg):
-    "Refuse a value that is not among the names its field allows."
+    "Refuse a value that is not among the names its field allows, or not the kind of number."
     for name, hint in get_type_hints(type(cfg)).items():
-        if get_origin(hint) is not Literal: continue
-        value, names = getattr(cfg, name), get_args(hint)
-        check(value in names, f'{name} is {value!r}: choose one of {", ".join(names)}.')
+        value, words = getattr(cfg, name), get_args(hint) if get_origin(hint) is Literal else ()
+        check(not words or value in words,
+              f'{name} is {value!r}: choose one of {", ".join(map(str, words))}.')
+        number = {int: numbers.Integral, float: numbers.Real}.get(hint, object)
+        check(isinstance(value, number) and not (number is not object and isinstance(value, bool)),
+              f'{name} is {value!r}: give a {"whole " if hint is int else ""}number.')
 
 # %% ../../nbs/base/08_trees.ipynb #flat
 def flat(cfg, prefix=''):

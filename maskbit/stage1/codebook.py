@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
-from ..base.bits import check_tokens
+from ..base.inputs import check_tokens
 
 # %% ../../nbs/stage1/10_codebook.ipynb #distances
 def distances(z,  # (T, D) latents
@@ -108,5 +108,5 @@ class VQ(nn.Module):
         return d.argmin(1).view(len(z), *z.shape[2:])
 
     def latent(self, indices): # (B, h, w) -> (B, D, h, w)
-        check_tokens(indices, self.bits)
+        check_tokens(indices, self.bits, wait=False)
         return self.codebook(indices).movedim(-1, 1)

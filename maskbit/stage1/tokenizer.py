@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from ..base.config import TokenizerConfig
+from ..base.inputs import check_images, check_tokens
 from ..base.pretrained import Pretrained
 from ..base.trees import check
 from .autoencoder import Decoder, Encoder
@@ -47,6 +48,7 @@ class Tokenizer(nn.Module, Pretrained):
                 tau=None,     # temperature of the entropies; None for none
                 block=0):     # pictures of a block of the mean entropy; 0 for all at hand
         "Reconstruct, with the indices and losses that training needs."
+        images = check_images(images, wait=False)       # in every step of a training
         q = self.quantize(self.encoder(images), tau, block)
         return Reconstruction(self.decoder(q.latent), q.indices, q.losses)
 
@@ -86,9 +88,7 @@ def encode(self: Tokenizer,
            pad=False,  # repeat the last row and column of a size that is no multiple of the stride
            tile=None): # most tokens along a side that are encoded at a time; None for all
     "Token indices (B, H/stride, W/stride), int64; H and W rounded up."
-    check(images.ndim == 4 and images.shape[1] == 3 and images.is_floating_point(),
-          'Images should be (B, 3, H, W) floats in [0, 1]; '
-          f'these are {tuple(images.shape)} {images.dtype}.')
+    images = check_images(images)
     s, (H, W) = self.config.stride, images.shape[2:]
     check(pad or H % s == 0 and W % s == 0, f'Images of {H} x {W} do not fit the stride of {s}: '
           'crop them to multiples of it, or pass pad=True.')
@@ -109,9 +109,9 @@ def decode(self: Tokenizer,
            size=None,  # (H, W) to crop to, of an image that was padded
            tile=None): # as for `encode`
     "Images (B, 3, stride h, stride w) in [0, 1]."
-    check(indices.ndim == 3 and not indices.is_floating_point(),
-          'Tokens should be (B, h, w) whole numbers; '
-          f'these are {tuple(indices.shape)} {indices.dtype}.')
+    indices = check_tokens(indices, self.config.bits)
+    check(indices.ndim == 3 and indices.numel(),
+          f'Tokens should be (B, h, w) whole numbers; these are {tuple(indices.shape)}.')
     images = in_tiles(self._decode, indices, tile, 1, self.config.stride)
     if size is None: return images
     most = tuple(images.shape[2:])

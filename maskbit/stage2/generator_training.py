@@ -35,7 +35,8 @@ class GeneratorStage(Stage):
         "The tokens (B, n) of a batch: stored, or of its images, which autocast must not touch."
         if 'indices' in batch: return batch['indices']
         with torch.autocast(batch['images'].device.type, enabled=False):
-            return self.tokenizer.encode(batch['images']).flatten(1)
+            # not `encode`, which looks at the values and would make every step wait for them
+            return self.tokenizer._encode(batch['images']).flatten(1)
 
     def mask(self, seed, samples):
         "What is hidden of the samples with these numbers: (B, n, N)."

@@ -7,12 +7,12 @@ __all__ = ['GUIDANCE', 'still_hidden', 'guided_logits', 'sample_tokens', 'sample
 
 # %% ../../nbs/stage2/40_sampling.ipynb #imports
 import math
-from dataclasses import replace
 import torch
 from ..base.config import SampleConfig
 from ..base.counters import uniform
+from ..base.inputs import check_labels, check_tokens
 from ..base.pretrained import fingerprint
-from ..base.trees import check
+from ..base.trees import change, check
 from .masking import SCHEDULES, join_groups, split_groups
 
 # %% ../../nbs/stage2/40_sampling.ipynb #schedule
@@ -75,20 +75,7 @@ def _begin(c, count, start):
     check((tokens.shape, hidden.shape) == shapes,
           f'start should be tokens {shapes[0]} and a mask {shapes[1]} of what to draw; '
           f'these are {tuple(tokens.shape)} and {tuple(hidden.shape)}.')
-    low, high = int(tokens.min()), int(tokens.max())
-    check(0 <= low and high < 2 ** c.bits,
-          f'Token {low if low < 0 else high} is outside the {2 ** c.bits} codes of {c.bits} bits.')
-    return split_groups(tokens, c.bits, c.groups), hidden.bool()
-
-
-def _check_labels(labels, classes):
-    "Refuse labels that the generator does not know."
-    check(labels.ndim == 1 and len(labels) > 0 and not labels.is_floating_point(),
-          'labels should be a list of at least one whole number.')
-    low, high = int(labels.min()), int(labels.max())
-    check(0 <= low and high <= classes,
-          f'Labels must be 0 to {classes - 1} ({classes} means none); '
-          f'these reach from {low} to {high}.')
+    return split_groups(check_tokens(tokens, c.bits), c.bits, c.groups), hidden.bool()
 
 # %% ../../nbs/stage2/40_sampling.ipynb #sample-tokens
 @torch.no_grad()
@@ -101,7 +88,7 @@ def sample_tokens(generator,      # a `Generator` or `MaskGIT`, in evaluation mo
                   states=None):   # a list that receives (groups, mask) after each step
     "Draw token indices (B, n) (App. B.3); raises `InputError` for wrong labels, tokens or weights."
     c, device = generator.config, next(generator.parameters()).device
-    _check_labels(labels, c.classes)
+    labels = check_labels(labels, c.classes, none=True)
     groups, mask = (x.to(device) for x in _begin(c, len(labels), start))
     labels = labels.to(device)
     picture = first + torch.arange(len(labels), device=device)[:, None, None]
@@ -141,8 +128,9 @@ def sample(generator,   # a `Generator` or `MaskGIT`
           f'use the tokenizer it was trained with.')
     check(not g.tokenizer or g.tokenizer == fingerprint(tokenizer),
           'The generator learned the tokens of another tokenizer: use the one it was trained with.')
-    cfg, labels, out, i = replace(g.sample, **settings), torch.as_tensor(labels), [], 0
-    _check_labels(labels, g.classes)
+    check(isinstance(batch, int) and batch >= 1, f'batch is {batch!r}: choose 1 or more.')
+    cfg, labels = change(g.sample, settings), check_labels(labels, g.classes, none=True)
+    out, i = [], 0
     bar = tqdm(total=len(labels), desc='sample', unit='image', disable=quiet, dynamic_ncols=True)
     with bar:
         while i < len(labels):

@@ -13,7 +13,7 @@ from typing import Literal
 import tyro
 from ..base.config import Machines
 from ..base.trees import InputError, check
-from .jobs import Tokenize, TrainGenerator, TrainTokenizer, WriteShards
+from .jobs import Prepare, Tokenize, TrainGenerator, TrainTokenizer, WriteShards
 from .pictures import Evaluate, FindNeighbours, Sample
 
 # %% ../../nbs/use/70_cli.ipynb #demo
@@ -181,8 +181,9 @@ class Explore:
 
 # %% ../../nbs/use/70_cli.ipynb #main
 COMMANDS = {
-    'demo': Demo, 'shards': WriteShards, 'train-tokenizer': TrainTokenizer, 'tokenize': Tokenize,
-    'train-generator': TrainGenerator, 'sample': Sample, 'evaluate': Evaluate,
+    'demo': Demo, 'prepare': Prepare, 'shards': WriteShards,
+    'train-tokenizer': TrainTokenizer, 'tokenize': Tokenize, 'train-generator': TrainGenerator,
+    'sample': Sample, 'evaluate': Evaluate,
     'neighbours': FindNeighbours, 'explore': Explore, 'convert': Convert, 'launch': Launch,
     'plan': Plan, 'roadmap': Roadmap, 'tables': Tables, 'train-bundled': TrainBundled}
 
@@ -196,6 +197,8 @@ def main(args=None): # words of the command line
     "The `maskbit` command."
     about = 'Masked image generation from bit tokens.'
     read = tyro.extras.subcommand_cli_from_dict
+    # of a letter that the terminal lacks, the number is shown
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')
     try: read(COMMANDS, prog='maskbit', description=about, args=args)()
     except InputError as e:
         # from a loader process it brings a traceback along

@@ -9,7 +9,7 @@ __all__ = ['png', 'figures', 'read_upload', 'Explorer', 'choice', 'slider', 'but
 import base64, html, io, threading
 import torch
 from fastcore.basics import patch
-from ..base.images import augmentation, read_rgb
+from ..base.pixels import augmentation, read_rgb, why_unreadable
 from ..base.trees import InputError, check
 from ..stage2.sampling import to_uint8
 
@@ -43,9 +43,9 @@ def read_upload(name,       # of the file
     "(3, resolution, resolution) in [0, 1]; raises `InputError` if the file is not an image."
     try: image = read_rgb(io.BytesIO(content))
     except Exception as e:
-        raise InputError(f'{name} is not an image that can be read ({type(e).__name__}): '
+        raise InputError(f'{name} is not an image that can be read ({why_unreadable(e)}): '
                          'choose a whole PNG or JPEG file.') from None
-    return augmentation('eval', resolution)(image).clamp(0, 1)
+    return augmentation('eval', resolution)(image)
 
 # %% ../../nbs/use/28_widgets.ipynb #explorer
 class Explorer:
