@@ -8,7 +8,8 @@ from maskbit.use.cli import main
 from maskbit.base.config import TrainConfig
 from maskbit.base.trees import InputError
 from maskbit.base.shapes import Shapes
-from maskbit.base.shards import Shards, scan_shard, write_shards
+from maskbit.base.shards import Shards
+from maskbit.base.shard_files import scan_shard, write_shards
 from maskbit.stage1.tokenizer import Tokenizer
 from maskbit.base.loader import batches
 

@@ -27,8 +27,12 @@ class Classifier(nn.Module):
     def __init__(self, config=ClassifierConfig()):
         super().__init__()
         self.config, w = config, config.width
-        def block(i, o, stride): return nn.Sequential(nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.GroupNorm(8, o), nn.SiLU())
-        self.trunk = nn.Sequential(block(3, w, 1), block(w, 2 * w, 2), block(2 * w, 2 * w, 1), block(2 * w, 4 * w, 2), block(4 * w, 4 * w, 2))
+        def block(i, o, stride):
+            conv = nn.Conv2d(i, o, 3, stride, 1, bias=False)
+            return nn.Sequential(conv, nn.GroupNorm(8, o), nn.SiLU())
+        self.trunk = nn.Sequential(block(3, w, 1),
+                                   block(w, 2 * w, 2), block(2 * w, 2 * w, 1),
+                                   block(2 * w, 4 * w, 2), block(4 * w, 4 * w, 2))
         self.head = nn.Linear(4 * w, config.classes)
 
     def features(self, images): return self.trunk(images * 2 - 1).mean((2, 3))  # (B, 4 width)
@@ -36,7 +40,8 @@ class Classifier(nn.Module):
     def forward(self, images): return self.head(self.features(images))
 
     @classmethod
-    def from_pretrained(cls, name='shapes', kind='classifier'): return load_model(cls, ClassifierConfig, name, kind)
+    def from_pretrained(cls, name='shapes', kind='classifier'):
+        return load_model(cls, ClassifierConfig, name, kind)
 
     def save_pretrained(self, folder, **kwargs): save_model(self, folder, **kwargs)
 
@@ -56,7 +61,8 @@ class ClassifierStage(Stage):
 
     def __init__(self, config, device):
         super().__init__(config)
-        self.parts['classifier'] = Part(Classifier(config.model).to(device), config.optim, config.train.steps)
+        net = Classifier(config.model).to(device)
+        self.parts['classifier'] = Part(net, config.optim, config.train.steps)
 
     def loss(self, name, batch, step):
         noisy = batch['images'] + 0.05 * torch.randn_like(batch['images'])

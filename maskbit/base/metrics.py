@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from .bits import indices_to_bits
 from .classifier import Classifier
-from .trees import InputError, check
 from .networks import lpips_vgg
 from .shapes import CLASSES
+from .trees import InputError, check
 
 # %% ../../nbs/base/54_metrics.ipynb #reconstruction
 def _hub_file(name):
@@ -36,8 +36,12 @@ def reconstruction_metrics(images, # (B, 3, H, W) in [0, 1]
     "Mean `psnr` (dB), `ssim`, and `lpips` (VGG) where its trunk is on the disk."
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
     mse = (images - back).square().mean((1, 2, 3)).clamp_min(1e-10)
-    out = {'psnr': float((-10 * mse.log10()).mean()), 'ssim': float(ssim(back, images, data_range=1.0))}
-    if net := _lpips(): out['lpips'] = float(torch.cat([net.to(a.device)(a, b, normalize=True).flatten() for a, b in zip(images.split(64), back.split(64))]).mean())
+    out = {'psnr': float((-10 * mse.log10()).mean()),
+           'ssim': float(ssim(back, images, data_range=1.0))}
+    if net := _lpips():
+        net, pairs = net.to(images.device), zip(images.split(64), back.split(64))
+        distances = [net(a, b, normalize=True).flatten() for a, b in pairs]
+        out['lpips'] = float(torch.cat(distances).mean())
     return out
 
 # %% ../../nbs/base/54_metrics.ipynb #code-metrics
@@ -47,38 +51,53 @@ def code_metrics(indices, # (...) int64 tokens
     counts = torch.bincount(indices.flatten(), minlength=2 ** K).double()
     p = counts / counts.sum()
     balance = (indices_to_bits(indices.flatten(), K) > 0).float().mean(0).tolist()
-    return {'codes': 2 ** K, 'codes_used': int((counts > 0).sum()), 'perplexity': float(torch.special.entr(p).sum().exp()),
+    return {'codes': 2 ** K, 'codes_used': int((counts > 0).sum()),
+            'perplexity': float(torch.special.entr(p).sum().exp()),
             'bit_balance': balance, 'bits_in_use': sum(0 < b < 1 for b in balance)}
 
-# %% ../../nbs/base/54_metrics.ipynb #frechet
+# %% ../../nbs/base/54_metrics.ipynb #features
+_INCEPTION = 'weights-inception-2015-12-05-6726825d.pth'
+
+
+def _inception(file):
+    "torch-fidelity's Inception with the weights of a file."
+    check(Path(file).is_file(),
+          f'There is no file {file}: give the Inception weights of torch-fidelity.')
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    try: return FeatureExtractorInceptionV3('inception-v3-compat', ['2048'],
+                                            feature_extractor_weights_path=str(file)).eval()
+    except Exception as e:
+        raise InputError(f"{file} does not hold torch-fidelity's Inception weights "
+                         f'({type(e).__name__}): get {_INCEPTION}.') from None
+
+
 @functools.cache
-def feature_networks(inception=''): # file of torch-fidelity's Inception weights; empty for the downloaded one, if there is one
-    "What each distance is called, and its function from images (B, 3, H, W) in [0, 1] to features (B, D)."
+def feature_networks(inception=''): # file of Inception's weights; empty for a downloaded one
+    "{name of a distance: its function of images (B, 3, H, W) in [0, 1] to features (B, D)}."
     judge = Classifier.from_pretrained('shapes', 'classifier')
     networks = {'frechet_shapes': lambda images: judge.to(images.device).features(images)}
-    if inception := inception or _hub_file('weights-inception-2015-12-05-6726825d.pth'):
-        check(Path(inception).is_file(), f'There is no file {inception}: give the Inception weights of torch-fidelity.')
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        try: net = FeatureExtractorInceptionV3('inception-v3-compat', ['2048'], feature_extractor_weights_path=str(inception)).eval()
-        except Exception as e: raise InputError(f"{inception} does not hold torch-fidelity's Inception weights ({type(e).__name__}): get weights-inception-2015-12-05-6726825d.pth.") from None
+    if file := inception or _hub_file(_INCEPTION):
+        net = _inception(file)
         networks['fid'] = lambda images: net.to(images.device)((images * 255).round().byte())[0]
     return networks
 
-
+# %% ../../nbs/base/54_metrics.ipynb #frechet
 def _frechet(a, b): # features (A, D) and (B, D)
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-    return float(fid_statistics_to_metric(fid_features_to_statistics(a), fid_features_to_statistics(b), verbose=False)['frechet_inception_distance'])
+    a, b = fid_features_to_statistics(a), fid_features_to_statistics(b)
+    return float(fid_statistics_to_metric(a, b, verbose=False)['frechet_inception_distance'])
 
 
 @torch.no_grad()
 def frechet_distance(images,        # (A, 3, H, W) in [0, 1], or batches of them
                      reference,     # (B, 3, H, W) in [0, 1], or batches of them
                      inception=''): # as for `feature_networks`
-    "`frechet_shapes`, with the bundled classifier's features, and `fid`, with Inception's, where its weights are at hand; by torch-fidelity."
+    "By torch-fidelity: `frechet_shapes`, and `fid` where Inception's weights are at hand."
     networks, seen = feature_networks(inception), []
     for batches in (images, reference):
         seen.append({name: [] for name in networks})
-        for b in batches.split(128) if isinstance(batches, torch.Tensor) else batches:
+        if isinstance(batches, torch.Tensor): batches = batches.split(128)
+        for b in batches:
             for name, features in networks.items(): seen[-1][name].append(features(b).cpu())
     return {name: _frechet(*(torch.cat(s[name]) for s in seen)) for name in networks}
 
@@ -88,24 +107,31 @@ def agreement(images,  # (B, 3, H, W) in [0, 1]
               labels): # (B,) asked for
     "Share of pictures whose class the bundled classifier sees as asked, in all and by class."
     judge = Classifier.from_pretrained('shapes', 'classifier')
-    right = torch.cat([judge(b).argmax(1) for b in images.split(256)]) == labels
-    return {'agreement': float(right.float().mean()), 'by_class': {k: float(right[labels == i].float().mean()) for i, k in enumerate(CLASSES) if (labels == i).any()}}
+    right = (torch.cat([judge(b).argmax(1) for b in images.split(256)]) == labels).float()
+    asked = {k: labels == i for i, k in enumerate(CLASSES)}
+    by_class = {k: float(right[of_it].mean()) for k, of_it in asked.items() if of_it.any()}
+    return {'agreement': float(right.mean()), 'by_class': by_class}
 
 # %% ../../nbs/base/54_metrics.ipynb #evaluate-tokenizer
 @torch.no_grad()
 def evaluate_tokenizer(tok,            # a `Tokenizer`
                        batches,        # of images (B, 3, H, W) in [0, 1]
                        inception='',   # as for `feature_networks`
-                       gather=list):   # puts together lists of what several processes measured, each on its own batches
-    "Means over images of the reconstruction metrics, use of the codes, and Fréchet distances between images and reconstructions."
+                       gather=list):   # puts together lists of what several processes measured
+    "Means of the reconstruction metrics, use of the codes, and Fréchet distances to the images."
     networks = feature_networks(inception)
     sums, indices, seen = Counter(), [], {name: ([], []) for name in networks}
     for images in batches:
-        codes = tok.encode(images); back = tok.decode(codes); indices.append(codes.cpu())
+        codes = tok.encode(images)
+        back = tok.decode(codes)
+        indices.append(codes.cpu())
         for k, v in reconstruction_metrics(images, back).items(): sums[k] += v * len(images)
         for name, features in networks.items():
             for kept, x in zip(seen[name], (images, back)): kept.append(features(x).cpu())
-    every = gather([(sums, torch.cat(indices), {name: [torch.cat(kept) for kept in pair] for name, pair in seen.items()})])
-    codes = torch.cat([i for _, i, _ in every])
-    distances = {name: _frechet(*(torch.cat([f[name][k] for _, _, f in every]) for k in range(2))) for name in networks}
-    return {k: sum(s[k] for s, _, _ in every) / len(codes) for k in sums} | code_metrics(codes, tok.config.bits) | distances | {'images': len(codes)}
+    seen = {name: [torch.cat(kept) for kept in pair] for name, pair in seen.items()}
+    sums, indices, seen = zip(*gather([(sums, torch.cat(indices), seen)]))      # of every process
+    codes = torch.cat(indices)
+    means = {k: sum(s[k] for s in sums) / len(codes) for k in sums[0]}
+    pairs = {name: [torch.cat([s[name][k] for s in seen]) for k in range(2)] for name in networks}
+    distances = {name: _frechet(*pair) for name, pair in pairs.items()}
+    return means | code_metrics(codes, tok.config.bits) | distances | {'images': len(codes)}

@@ -16,20 +16,29 @@ from .trees import InputError
 # %% ../../nbs/base/52_networks.ipynb #weights
 def _pretrained(weights, # a torchvision weights entry
                 file):   # a local copy; empty to download
-    "Its tensors; raises `InputError` saying what is missing, where it comes from and how to pass a file."
-    try: return torch.load(file, weights_only=True) if file else weights.get_state_dict(progress=True, check_hash=True)
+    "Its tensors; the `InputError` says what is missing, where it is from and how to pass a file."
+    try:
+        if file: return torch.load(file, weights_only=True)
+        return weights.get_state_dict(progress=True, check_hash=True)
     except Exception as e:
-        raise InputError(f'The perceptual loss needs {Path(weights.url).name} of torchvision (from {weights.url}), and {file or "the download"} failed ({type(e).__name__}): '
-                         'pass a local copy as loss.perceptual_file, or choose loss.perceptual=shapes or none.') from None
+        raise InputError(
+            f'The perceptual loss needs {Path(weights.url).name} of torchvision '
+            f'(from {weights.url}), and {file or "the download"} failed ({type(e).__name__}): '
+            'pass a local copy as loss.perceptual_file, '
+            'or choose loss.perceptual=shapes or none.') from None
 
 
 def _fill(net, state, # a module and its tensors
           file):      # where they came from
     try: net.load_state_dict(state)
-    except (RuntimeError, AttributeError, TypeError) as e: raise InputError(f'{file} does not hold the weights of {type(net).__name__}: {str(e).splitlines()[-1].strip()}') from None
+    except (RuntimeError, AttributeError, TypeError) as e:
+        why = str(e).splitlines()[-1].strip()
+        raise InputError(f'{file} does not hold the weights of '
+                         f'{type(net).__name__}: {why}') from None
 
 # %% ../../nbs/base/52_networks.ipynb #networks
-_MEAN, _STD = torch.tensor([.485, .456, .406])[:, None, None], torch.tensor([.229, .224, .225])[:, None, None]
+_MEAN = torch.tensor([.485, .456, .406])[:, None, None]
+_STD = torch.tensor([.229, .224, .225])[:, None, None]
 
 
 class ResNet50(nn.Module):
@@ -38,33 +47,42 @@ class ResNet50(nn.Module):
         super().__init__()
         from torchvision.models import ResNet50_Weights, resnet50
         state = _pretrained(ResNet50_Weights.IMAGENET1K_V1, file)
-        self.net = resnet50(); _fill(self.net, state, file)
-        self.register_buffer('mean', _MEAN); self.register_buffer('std', _STD)
+        self.net = resnet50()
+        _fill(self.net, state, file)
+        self.register_buffer('mean', _MEAN)
+        self.register_buffer('std', _STD)
 
     def forward(self, images):
         n, features = self.net, []
         x = n.maxpool(n.relu(n.bn1(n.conv1((images - self.mean) / self.std))))
-        for stage in (n.layer1, n.layer2, n.layer3, n.layer4): x = stage(x); features.append(x)
+        for stage in (n.layer1, n.layer2, n.layer3, n.layer4):
+            x = stage(x)
+            features.append(x)
         return n.fc(n.avgpool(x).flatten(1)), features
 
 
 class ShapesNet(nn.Module):
     "The same of the bundled classifier: logits (B, 10) and the features of five stages."
-    def __init__(self): super().__init__(); self.net = Classifier.from_pretrained(kind='perceptual')
+    def __init__(self):
+        super().__init__()
+        self.net = Classifier.from_pretrained(kind='perceptual')
 
     def forward(self, images):
         features, x = [], images * 2 - 1
-        for stage in self.net.trunk: x = stage(x); features.append(x)
+        for stage in self.net.trunk:
+            x = stage(x)
+            features.append(x)
         return self.net.head(x.mean((2, 3))), features
 
 # %% ../../nbs/base/52_networks.ipynb #lpips
 def lpips_vgg(file=''): # a local copy of VGG16's weights
-    "The LPIPS distance of Taming-VQGAN, a module (B, 3, H, W), (B, 3, H, W) in [-1, 1] -> (B, 1, 1, 1)."
+    "LPIPS as in Taming-VQGAN, a module: two (B, 3, H, W) in [-1, 1] -> (B, 1, 1, 1)."
     import lpips
     from torchvision.models import VGG16_Weights
     state = _pretrained(VGG16_Weights.IMAGENET1K_V1, file)
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', category=UserWarning, module='torchvision')       # the package asks torchvision in an old way
+    with warnings.catch_warnings():     # the package asks torchvision in an old way
+        warnings.filterwarnings('ignore', category=UserWarning, module='torchvision')
         net = lpips.LPIPS(net='vgg', pnet_rand=True, verbose=False)
-    _fill(net.net, {k: state.get('features.' + k.split('.', 1)[1]) for k in net.net.state_dict()}, file)
+    trunk = {k: state.get('features.' + k.split('.', 1)[1]) for k in net.net.state_dict()}
+    _fill(net.net, trunk, file)
     return net

@@ -11,39 +11,57 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from .trees import InputError, check, diff, from_json, to_json
 from .storage import check_replaceable
+from .trees import InputError, check, diff, from_json, to_json
 
 # %% ../../nbs/base/40_runs.ipynb #open-run
-_FREE = {'data.workers', 'data.validation', *(f'train.{k}' for k in ('log_every', 'save_every', 'keep', 'max_skipped', 'eval_every', 'eval_size', 'monitor'))} # may change between start and resume
+# may change between start and resume
+_FREE = {'data.workers', 'data.validation', 'train.log_every', 'train.save_every', 'train.keep',
+         'train.max_skipped', 'train.eval_every', 'train.eval_size', 'train.monitor'}
+
+
+def _check_same(path, config):
+    "Raise `InputError` if the run whose configuration is `path` differs in what may not change."
+    try: before = from_json(type(config), path.read_bytes())
+    except InputError as e: raise InputError(f'{path.parent} cannot be continued. {e}') from None
+    changed = set(diff(before, config)) - _FREE
+    check(not changed, f'{path.parent} holds a run with another {", ".join(sorted(changed))}: '
+                       'choose another folder, or the same settings to continue it.')
 
 
 def open_run(run, config):
-    "Make or re-open the folder of a run; raises `InputError` if it cannot be written or holds a different run."
+    "Make or re-open a run's folder; raises `InputError` if it is read-only or another run's."
     run = Path(run)
     try:
         run.mkdir(parents=True, exist_ok=True)
-        probe = run/'.writable'; probe.write_text('yes'); probe.unlink(missing_ok=True)
-    except OSError as e: raise InputError(f'Cannot write to {run} ({e.strerror}): choose another output folder.') from None
+        probe = run/'.writable'
+        probe.write_text('yes')
+        probe.unlink(missing_ok=True)
+    except OSError as e:
+        raise InputError(f'Cannot write to {run} ({e.strerror}): '
+                         'choose another output folder.') from None
     for name in ('model', 'best'): check_replaceable(run/name)
     path = run/'config.json'
-    if path.exists():
-        try: changed = set(diff(from_json(type(config), path.read_bytes()), config)) - _FREE
-        except InputError as e: raise InputError(f'{run} cannot be continued. {e}') from None
-        check(not changed, f'{run} holds a run with another {", ".join(sorted(changed))}: choose another folder, or the same settings to continue it.')
+    if path.exists(): _check_same(path, config)
     else: path.write_text(to_json(config))
     return run
 
-
+# %% ../../nbs/base/40_runs.ipynb #lock-run
 @contextlib.contextmanager
 def lock_run(run):
     "Hold the run folder for this process; raises `InputError` if another one holds it."
     import fcntl
     with open(Path(run)/'lock', 'a+') as f:
-        try: fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)       # a lock of this process: its loader workers do not inherit it
-        except OSError as e:                                     # any other error: a file system without locks
-            f.seek(0); check(e.errno not in (errno.EAGAIN, errno.EACCES), f'Another process ({f.read() or "unknown"}) is training in {run}: wait for it, stop it, or choose another folder.')
-        f.seek(0); f.truncate(); f.write(f'{os.getpid()} on {socket.gethostname()}'); f.flush()
+        try: fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:    # one that says neither is of a file system without locks
+            f.seek(0)
+            check(e.errno not in (errno.EAGAIN, errno.EACCES),
+                  f'Another process ({f.read() or "unknown"}) is training in {run}: '
+                  'wait for it, stop it, or choose another folder.')
+        f.seek(0)
+        f.truncate()
+        f.write(f'{os.getpid()} on {socket.gethostname()}')
+        f.flush()
         yield
 
 # %% ../../nbs/base/40_runs.ipynb #on-disk
@@ -57,24 +75,28 @@ def on_disk(run):
     "A failed write becomes an `InputError`."
     try: yield
     except (OSError, SafetensorError) as e:
-        raise InputError(f'{run} could not be written ({e}); {last_good(run)}: free some space and run the same command again to continue.') from None
+        raise InputError(f'{run} could not be written ({e}); {last_good(run)}: '
+                         'free some space and run the same command again to continue.') from None
 
-# %% ../../nbs/base/40_runs.ipynb #stop
+# %% ../../nbs/base/40_runs.ipynb #stopped
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1     # ask a run to stop
 
 
 class Stopped(KeyboardInterrupt):
     "Training was asked to stop, and has saved; `signal` is the number of the signal."
-    def __init__(self, number): super().__init__(f'stopped by {signal.Signals(number).name}'); self.signal = number
+    def __init__(self, number):
+        super().__init__(f'stopped by {signal.Signals(number).name}')
+        self.signal = number
 
-
+# %% ../../nbs/base/40_runs.ipynb #stop
 class StopSignal:
-    "Within this context SIGINT, SIGTERM and SIGUSR1 set `stop`; a second SIGINT interrupts at once."
+    "Within this context the `SIGNALS` set `stop`; a second SIGINT interrupts at once."
     def __init__(self, then=None): self.then = then     # called with the number of the first signal
 
     def __enter__(self):
         self.stop, self.asked, self.old = None, None, {}
-        self.group = dist.new_group(backend='gloo') if dist.is_available() and dist.is_initialized() else None
+        several = dist.is_available() and dist.is_initialized()
+        self.group = dist.new_group(backend='gloo') if several else None
         if threading.current_thread() is threading.main_thread():
             for s in SIGNALS: self.old[s] = signal.signal(s, self.on)
         return self
@@ -89,8 +111,13 @@ class StopSignal:
         if not self.group: return self.stop
         before, flag = self.asked, torch.tensor(self.stop or 0)
         self.asked = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, self.group, async_op=True)
-        if before: before[1].wait(); return int(before[0])
+        if not before: return None
+        flag, comparison = before
+        comparison.wait()
+        return int(flag)
 
     def __exit__(self, kind, *_):
         for s, h in self.old.items(): signal.signal(s, h)
-        if self.group and not kind: self.asked and self.asked[1].wait(); dist.destroy_process_group(self.group)
+        if not self.group or kind: return
+        if self.asked: self.asked[1].wait()
+        dist.destroy_process_group(self.group)

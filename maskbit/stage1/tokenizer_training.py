@@ -12,7 +12,8 @@ from fastcore.basics import patch
 from torch.nn import functional as F
 from ..base.config import Stage1Config
 from ..base.metrics import evaluate_tokenizer
-from ..base.training import Part, Stage, fit, unwrap
+from ..base.training import Part, Stage, fit
+from ..base.state import unwrap
 from .codebook import global_mean
 from .discriminator import DISCRIMINATORS, GAN_LOSSES, LeCam
 from .perceptual import PerceptualLoss

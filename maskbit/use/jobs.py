@@ -118,6 +118,6 @@ class WriteShards:
     seed: int = 0          # of the order in which they are written
 
     def __call__(self):
-        from maskbit.base.shards import write_shards
+        from maskbit.base.shard_files import write_shards
         index = write_shards(self.images, self.out, self.per_shard, self.seed)
         print(f'{sum(len(s["label"]) for s in index["shards"])} images of {len(index["classes"])} classes are in {len(index["shards"])} shards in {self.out}.')
