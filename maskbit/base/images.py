@@ -6,11 +6,13 @@
 __all__ = ['EXTENSIONS', 'read_rgb', 'scan', 'augmentation', 'Images', 'ImageFolder']
 
 # %% ../../nbs/base/32_images.ipynb #imports
+import hashlib, os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import torch
+from fastcore.basics import patch
 from .counters import hash32
-from .trees import check
+from .trees import InputError, check
 
 # %% ../../nbs/base/32_images.ipynb #white
 def _white(im): # a `PIL.Image` in mode I;16..., I or F
@@ -142,4 +144,25 @@ class ImageFolder(Images):
         self.paths, labels, classes, self.skipped = scan(folder, quiet, say)
         super().__init__(labels, classes, resolution, kind, flip, seed)
 
-    def read(self, i): return read_rgb(self.paths[i])
+    def read(self, i):
+        try: return read_rgb(self.paths[i])
+        except Exception as e:      # it was whole when the folder was looked through
+            raise InputError(f'{ascii(str(self.paths[i]))} cannot be read any more '
+                             f'({type(e).__name__}): put it back, '
+                             'then the same command continues.') from None
+
+# %% ../../nbs/base/32_images.ipynb #identity
+@patch
+def identity(self: Images):
+    "What it is, as JSON holds it: the size of each class, and a hash of `files`."
+    counts = torch.bincount(self.targets, minlength=len(self.classes)).tolist()
+    return {'classes': dict(zip(self.classes, counts)), 'names and sizes': self.files()}
+
+
+@patch
+def files(self: ImageFolder):
+    "A hash of the name, size and class of every file, in their order."
+    h = hashlib.sha256()
+    for path, label in zip(self.paths, self.targets.tolist()):
+        h.update(os.fsencode(path.name) + b'\0%d\0%d\n' % (path.stat().st_size, label))
+    return h.hexdigest()
