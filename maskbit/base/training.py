@@ -7,7 +7,7 @@ __all__ = ['lr_factor', 'Part', 'Stage', 'compute_dtype', 'train_step', 'report'
            'look', 'fit']
 
 # %% ../../nbs/base/44_training.ipynb #imports
-import contextlib, math, os, time
+import contextlib, math, os
 from pathlib import Path
 import torch
 from torch import nn
