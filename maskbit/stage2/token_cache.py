@@ -19,7 +19,7 @@ from ..base.pretrained import fingerprint
 from ..base.runs import identity
 from ..base.storage import (atomic_folder, damage, read_sealed, seal, sealed, steady,
                                   write_atomic)
-from ..base.trees import InputError, check
+from ..base.trees import check
 
 # %% ../../nbs/stage2/10_token_cache.ipynb #about
 def _about(tokenizer, data, views, part, source):
