@@ -32,7 +32,8 @@ def read_row(path):
     "One measured row; raises `InputError` if it is not what was written."
     row = read_sealed(path)
     whole = isinstance(row.get('metrics'), dict) and {'name', 'seed', 'config'} <= row.keys()
-    check(whole, f'{path} is no row of results: measure it again.')
+    own = whole and f'{row["name"].split("/")[-1]}-seed{row["seed"]}.json'
+    check(own == Path(path).name, f'{path} is no row of that name and seed: measure it again.')
     return row
 
 # %% ../../nbs/base/26_results.ipynb #record
