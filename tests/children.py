@@ -1,5 +1,5 @@
 "Trainings so small that a test can kill twenty of them, in children that need not import torch again."
-import multiprocessing, os, socket, time
+import multiprocessing, os, socket, sys
 import torch
 from maskbit.base.presets import STAGE1, STAGE2
 from maskbit.base.trees import change
@@ -33,30 +33,75 @@ def train(kind, run, config, cache, workers=0, valid=None, data=None, quiet=True
     return train_generator(config, data or TokenCache(cache), run, **how)
 
 
-def speak(tell, slow):
-    "Tell of each step and each flush to the disk, before it; a flush then takes `slow` seconds longer."
-    from maskbit.base import storage, training
-    step, fsync = training.train_step, storage._fsync
+def speak(tell):
+    "Tell of each step, before it."
+    from maskbit.base import training
+    step = training.train_step
 
     def told_step(*args):
         tell.send('step')
         return step(*args)
 
-    def told_fsync(path):
-        tell.send('fsync')
-        time.sleep(slow)
-        fsync(path)
-
-    training.train_step, storage._fsync = told_step, told_fsync
+    training.train_step = told_step
 
 
-def child(kind, run, config, cache, workers=0, tell=None, slow=0.0, env=None, data=None, valid=None):
+def die_at(n, root, seed): # the how-manieth change, the folder that it is in, how a write is torn
+    "Be killed just before the n-th change of the disk under `root`; half the writes are torn then."
+    import random, signal
+    from maskbit.base import storage
+    rng, seen, root, fsync, swap = random.Random(seed), [], str(root), os.fsync, storage._exchange
+
+    def before(path, written=None):
+        if not str(path).startswith(root): return
+        seen.append(path)
+        if len(seen) < n: return
+        if written and os.path.isfile(written) and rng.random() < 0.5:
+            os.truncate(written, rng.randrange(os.path.getsize(written) + 1))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def changes(event, args):
+        if event == 'open':
+            path, _, flags = args
+            if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT): before(path)
+        elif event in ('os.rename', 'os.remove', 'os.mkdir', 'os.rmdir', 'os.truncate', 'os.chmod'):
+            before(os.fspath(args[0]))
+
+    def told_fsync(fd):
+        path = os.readlink(f'/proc/self/fd/{fd}')
+        before(path, path)
+        fsync(fd)
+
+    def told_swap(a, b):
+        before(a)
+        return swap(a, b)
+
+    os.fsync, storage._exchange = told_fsync, told_swap
+    sys.addaudithook(changes)
+
+
+def doomed(n, root, seed, what, *args):
+    "Do something as a child that is killed at its n-th change of the disk; 0 for never."
+    multiprocessing.set_start_method('fork', force=True)             # for the loader's workers
+    torch.set_num_threads(1)
+    if n: die_at(n, root, seed)
+    what(*args)
+
+
+def kill(*args):
+    "Its exit code."
+    p = CONTEXT.Process(target=doomed, args=args)
+    p.start()
+    p.join()
+    return p.exitcode
+
+
+def child(kind, run, config, cache, workers=0, tell=None, env=None, data=None, valid=None):
     "The same in a child, which may speak of what it does."
     from maskbit.base.runs import Stopped
     multiprocessing.set_start_method('fork', force=True)             # for the loader's workers
     torch.set_num_threads(1)
     os.environ.update(env or {})
-    if tell: speak(tell, slow)
+    if tell: speak(tell)
     try: train(kind, run, config, cache, workers, data=data, valid=valid)
     except Stopped as e: os._exit(128 + e.signal)
 

@@ -29,6 +29,22 @@ def photos(tmp_path):
 
 def pytest_addoption(parser):
     parser.addoption('--record', help='folder for what happened to the faults, one JSON file each')
+    parser.addoption('--full', action='store_true', help='do to a run all that was ever done to one')
+    parser.addoption('--count', type=int, help='how often each fault is tried, instead')
+    parser.addoption('--seed', type=int, default=0, help='of what is drawn when faults are tried')
+
+
+@pytest.fixture
+def times(request):
+    "How often to try a fault: a few times, or as often as asked for."
+    def count(few, many):
+        asked = request.config.getoption('--count')
+        return asked or (many if request.config.getoption('--full') else few)
+    return count
+
+
+@pytest.fixture
+def seed(request): return request.config.getoption('--seed')
 
 
 @pytest.fixture

@@ -232,17 +232,18 @@ def test_the_cache_of_shards_stays_small(shards, tmp_path, served, monkeypatch):
 
 def test_a_killed_writer_of_shards_leaves_nothing_that_looks_finished(photos, tmp_path, monkeypatch,
                                                                       fault):
-    out, unfinished, addfile = tmp_path/'shards', tmp_path/'shards.maskbit.tmp', tarfile.TarFile.addfile
+    out, addfile = tmp_path/'shards', tarfile.TarFile.addfile
+    def unfinished(): return list(tmp_path.glob('.shards.*.maskbit.tmp'))
     monkeypatch.setattr(tarfile.TarFile, 'addfile', lambda *args: (time.sleep(0.05), addfile(*args)))
     child = fork.Process(target=write_shards, args=(photos, out, 5), kwargs=dict(quiet=True, say=str))
     child.start()
-    while not (unfinished/'000001.tar').exists(): time.sleep(0.01)
+    while not any((p/'000001.tar').exists() for p in unfinished()): time.sleep(0.01)
     child.kill()
     child.join()
     assert not out.exists()
     monkeypatch.undo()
     write_shards(photos, out, 5, quiet=True, say=str)
-    assert len(Shards(str(out), 32)) == 12 and not unfinished.exists()
+    assert len(Shards(str(out), 32)) == 12 and not unfinished()
     fault('kill -9 while shards are written', 'no folder of shards; the same command writes it whole')
 
 
@@ -276,7 +277,7 @@ def test_processes_share_the_parts_and_do_those_of_one_that_dies(tmp_path, fault
     write(tmp_path/'one')
     children = [fork.Process(target=write, args=(tmp_path/'three',)) for _ in range(3)]
     for c in children: c.start()
-    while not list((tmp_path/'three').glob('part-?????.maskbit.tmp')): time.sleep(0.005)
+    while not list((tmp_path/'three').glob('.part-?????.*.maskbit.tmp')): time.sleep(0.005)
     children[0].kill()
     for c in children: c.join()
     assert [c.exitcode for c in children] == [-signal.SIGKILL, 0, 0]

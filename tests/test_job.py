@@ -146,7 +146,7 @@ main(sys.argv[1:])
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     "A limit on the size of files stands in for the full disk: the write fails half-way, as it would there."
-    from maskbit.base.storage import latest_checkpoint
+    from maskbit.base.state import latest_checkpoint
     words = ['train-tokenizer', 'tiny', '--out', f'{tmp_path}/t', *SMALL]
     failed = subprocess.run([sys.executable, '-c', FULL, *words], capture_output=True, text=True)
     assert failed.returncode == 2 and 'Traceback' not in failed.stderr

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .config import DataConfig, OptimConfig, TrainConfig
 from .pretrained import load_model, save_model
 from .training import Part, Stage
+from .trees import at_least, at_most, check
 
 # %% ../../nbs/base/50_classifier.ipynb #config
 @dataclass(frozen=True)
@@ -20,6 +21,11 @@ class ClassifierConfig:
     "A small convolutional classifier."
     width: int = 32     # channels of the first stage; the features have four times as many
     classes: int = 10   # number of labels
+
+    def __post_init__(self):
+        at_least(self, width=8, classes=1)
+        at_most(self, width=4096, classes=10 ** 6)
+        check(self.width % 8 == 0, f'width is {self.width}: choose a multiple of 8.')
 
 # %% ../../nbs/base/50_classifier.ipynb #classifier
 class Classifier(nn.Module):
@@ -69,4 +75,4 @@ class ClassifierStage(Stage):
         loss = F.cross_entropy(self.parts[name].model(noisy), batch['labels'], label_smoothing=0.05)
         return loss, {'loss': loss}
 
-    def export(self, model, folder): model.save_pretrained(folder)
+    def export(self, model, folder, of): model.save_pretrained(folder, of=of)

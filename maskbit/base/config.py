@@ -9,7 +9,7 @@ __all__ = ['Schedule', 'TokenizerConfig', 'Stage1LossConfig', 'DiscriminatorConf
 # %% ../../nbs/base/10_config.ipynb #imports
 from dataclasses import dataclass
 from typing import Literal
-from .trees import at_least, check, check_choices
+from .trees import at_least, at_most, check, check_choices
 
 # %% ../../nbs/base/10_config.ipynb #tokenizer-config
 @dataclass(frozen=True)
@@ -34,7 +34,10 @@ class TokenizerConfig:
         check_choices(self)
         check(1 <= self.bits <= 24, f'bits is {self.bits}: choose 1 to 24.')
         at_least(self, base_channels=8, blocks=1, embedding=1, resolution=1)
-        stages = len(self.channel_mult)
+        at_most(self, base_channels=8192, blocks=100, embedding=65_536, resolution=65_536)
+        stages, widest = len(self.channel_mult), max(self.channel_mult, default=0)
+        check(stages <= 12 and widest <= 64, f'channel_mult is {self.channel_mult}: '
+              'choose at most 12 stages, and 64 times the channels.')
         check(stages > 0 and min(self.channel_mult) >= 1, f'channel_mult is {self.channel_mult}: '
               'choose a whole number from 1 up for each stage.')
         check(self.base_channels % 8 == 0, f'base_channels is {self.base_channels}: '
@@ -102,6 +105,7 @@ class DiscriminatorConfig:
     def __post_init__(self):
         check_choices(self)
         at_least(self, base_channels=8, stages=1)
+        at_most(self, base_channels=8192, stages=12)
 
 # %% ../../nbs/base/10_config.ipynb #optim-config
 @dataclass(frozen=True)
@@ -208,6 +212,7 @@ class SampleConfig:
     def __post_init__(self):
         check_choices(self)
         at_least(self, steps=1, temperature=0, guidance_scale=0)
+        at_most(self, steps=100_000)
         at_least(self, scale_pow=1e-6, softmax_temperature=1e-6)
 
 # %% ../../nbs/base/10_config.ipynb #generator-config
@@ -233,6 +238,7 @@ class GeneratorConfig:
     def __post_init__(self):
         check_choices(self)
         at_least(self, bits=1, side=1, width=1, depth=1, heads=1, mlp=1)
+        at_most(self, bits=64, side=1024, width=65_536, depth=1000, mlp=262_144, classes=10 ** 8)
         check(0 <= self.dropout < 1,
               f'dropout is {self.dropout}: choose 0 or more, and less than 1.')
         check(self.groups >= 1 and self.bits % self.groups == 0, f'groups is {self.groups}, '

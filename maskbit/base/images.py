@@ -10,11 +10,12 @@ import contextlib, hashlib, io, json, os, re, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import torch
+from fastcore.basics import patch
 from .counters import hash32
 from .pixels import (EXTENSIONS, MAX_BYTES, augmentation, read_rgb, readable_formats,
                                  why_unreadable)
 from .storage import _cache
-from .trees import check
+from .trees import InputError, check
 
 # %% ../../nbs/base/32_images.ipynb #printable
 def printable(name):
@@ -202,7 +203,28 @@ class ImageFolder(Images):
         self.paths, labels, classes, self.skipped = scan(folder, quiet, say)
         super().__init__(labels, classes, resolution, kind, flip, seed, **how)
 
-    def read(self, i): return read_rgb(self.paths[i], self.enough)
+    def read(self, i):
+        try: return read_rgb(self.paths[i], self.enough)
+        except Exception as e:      # it was whole when the folder was looked through
+            raise InputError(f'{ascii(str(self.paths[i]))} cannot be read any more '
+                             f'({type(e).__name__}): put it back, '
+                             'then the same command continues.') from None
+
+# %% ../../nbs/base/32_images.ipynb #identity
+@patch
+def identity(self: Images):
+    "What it is, as JSON holds it: the size of each class, and a hash of `files`."
+    counts = torch.bincount(self.targets, minlength=len(self.classes)).tolist()
+    return {'classes': dict(zip(self.classes, counts)), 'names and sizes': self.files()}
+
+
+@patch
+def files(self: ImageFolder):
+    "A hash of the name, size and class of every file, in their order."
+    h = hashlib.sha256()
+    for path, label in zip(self.paths, self.targets.tolist()):
+        h.update(os.fsencode(path.name) + b'\0%d\0%d\n' % (path.stat().st_size, label))
+    return h.hexdigest()
 
 # %% ../../nbs/base/32_images.ipynb #shrink
 def _shrink(path, side):

@@ -13,23 +13,24 @@ import torch
 from fastcore.basics import patch
 from huggingface_hub import ModelHubMixin
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from .released import (find_released, from_hub, is_released, kind_of, read_tensors,
                                    recognise, to_ours)
-from .storage import atomic_folder, damage
+from .storage import atomic_folder, damage, read_json, save_tensors, steady
 from .trees import InputError, check, from_json, to_json
 
 # %% ../../nbs/base/24_pretrained.ipynb #save-model
 def save_model(model,                 # a module with a `config`
                folder,                # where to
                dtype=torch.float32,   # of the stored weights
+               of=None,               # the run and step that it comes from, if any
                **more):               # {file name: text} to store beside them
     "Write `config.json` and `model.safetensors` as one atomic folder."
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
     texts = {'config.json': to_json(model.config), **more}
-    with atomic_folder(folder) as tmp:
+    with atomic_folder(folder, 'model', of) as tmp:
         for name, text in texts.items(): (tmp/name).write_text(text)
-        save_file({k: v.contiguous() for k, v in state.items()}, tmp/'model.safetensors')
+        save_tensors(state, tmp/'model.safetensors')
 
 # %% ../../nbs/base/24_pretrained.ipynb #find-model
 def find_model(name,  # a folder, the name of a bundled model, or a hub repository
@@ -55,26 +56,36 @@ def _check_tensors(state, want, file, kind):
         check(has == needs, f'{file}: {k} is {has} and should be {needs}.')
 
 
-def load_model(cls,        # class of the module, made from its configuration
-               config_cls, # class of its configuration
-               name,       # a folder, or the name of a bundled model
-               kind):      # tokenizer, generator, classifier or perceptual
-    "Load a model strictly, in evaluation mode, as float32."
-    folder = find_model(name, kind)
+def _read_model(cls, config_cls, folder, kind, checked):
+    "The model in a folder that nobody replaces meanwhile."
     config, weights = folder/'config.json', folder/'model.safetensors'
     check(config.is_file() and weights.is_file(),
           f'{folder} holds no {kind}: it needs config.json and model.safetensors.')
-    if (folder/'manifest.json').is_file():
-        wrong = damage(folder, (config.name, weights.name))
-        check(not wrong, f'The {kind} in {folder} is damaged ({wrong}): copy or train it again.')
-    try: model = cls(from_json(config_cls, config.read_bytes()))
-    except InputError as e: raise InputError(f'{folder} holds no {kind}. {e}') from None
+    if checked:
+        wrong = damage(folder, 'model', reads=('about.json', config.name, weights.name))
+        check(not wrong, f'The {kind} in {folder} is not whole ({wrong}): copy or train it again, '
+              'or load it with unchecked=True if you know that it is.')
+    try:
+        config = from_json(config_cls, config.read_bytes())
+        with torch.device('meta'): want = cls(config).state_dict()
+    except (InputError, RuntimeError, ValueError, TypeError, OverflowError) as e:
+        raise InputError(f'{folder} holds no {kind}. {e}') from None
     try: state = load_file(weights)
     except SafetensorError as e: raise InputError(f'{weights} cannot be read: {e}.') from None
-    _check_tensors(state, model.state_dict(), weights, kind)
-    float32 = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    model.load_state_dict(float32)
+    _check_tensors(state, want, weights, kind)
+    model = cls(config)
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return model.eval()
+
+
+def load_model(cls,        # class of the module, made from its configuration
+               config_cls, # class of its configuration
+               name,       # a folder, or the name of a bundled model
+               kind,       # tokenizer, generator, classifier or perceptual
+               unchecked=False): # also a folder without a manifest, or with another
+    "Load a model strictly, in evaluation mode, as float32; raises `InputError`."
+    return steady(find_model(name, kind),
+                  lambda folder: _read_model(cls, config_cls, folder, kind, not unchecked))
 
 # %% ../../nbs/base/24_pretrained.ipynb #fingerprint
 def fingerprint(model):
@@ -130,6 +141,7 @@ def save_pretrained(self: Pretrained,
                     folder,              # where to; an earlier model there is replaced
                     about=None,          # what the card says; what the model knows if not given
                     dtype=torch.float32, # of the stored weights
+                    of=None,             # the run and step that it comes from, if any
                     config=None, model_card_kwargs=None): # what `push_to_hub` passes
     "Write weights, configuration and model card as one atomic folder."
     self.about = self.about if about is None else about
@@ -140,7 +152,7 @@ def save_pretrained(self: Pretrained,
         name=name, kind=self.kind, paper=_PAPER, parameters=parameters, config=to_json(self.config),
         about=self.about, parts=list(parts)))
     texts = {'README.md': card, 'about.json': json.dumps(self.about, indent=1)}
-    save_model(self, folder, dtype, **texts)
+    save_model(self, folder, dtype, of, **texts)
 
 # %% ../../nbs/base/24_pretrained.ipynb #from-released
 @patch(cls_method=True)
@@ -160,6 +172,7 @@ def from_released(cls: Pretrained,
 @patch(cls_method=True)
 def from_pretrained(cls: Pretrained,
                     name,      # see below
+                    unchecked=False, # also a folder of ours without a manifest, or with another
                     **kwargs): # resolution or heads, of a released file that is not the paper's
     """The model, in evaluation mode; raises `InputError` for anything but a whole one of this kind.
 
@@ -170,9 +183,10 @@ def from_pretrained(cls: Pretrained,
         tensors = read_tensors(path)
         try: return cls.from_released(tensors, **kwargs)
         except InputError as e: raise InputError(f'{path} was not loaded. {e}') from None
-    model = load_model(cls.build, cls.config_class, name, cls.kind)
-    about = find_model(name, cls.kind)/'about.json'
-    if about.is_file(): model.about = json.loads(about.read_text())
+    folder = find_model(name, cls.kind)
+    model = load_model(cls.build, cls.config_class, folder, cls.kind, unchecked)
+    about = folder/'about.json'
+    if about.is_file(): model.about = read_json(about)
     return model
 
 # %% ../../nbs/base/24_pretrained.ipynb #push-to-hub

@@ -95,6 +95,9 @@ def read_tensors(path): # a file in torch's or in safetensors' format, whatever 
     for k, v in found.items():
         fits = isinstance(k, str) and isinstance(v, torch.Tensor)
         check(fits, f'{path} holds no state dict: {k} is no tensor.')
+        has = v.untyped_storage().nbytes() if v.layout is torch.strided else 0
+        check(v.numel() * v.element_size() <= has,
+              f'{path} was not loaded: {k} says it is larger than what the file holds.')
     found = {k: v for k, v in found.items() if not k.startswith('loss.')}
     check(found, f'{path} holds no weights of a network.')
     return found

@@ -8,6 +8,7 @@ __all__ = ['OUTLINES', 'CLASSES', 'PALETTE', 'GROUND', 'draw', 'Shapes']
 # %% ../../nbs/base/30_shapes.ipynb #imports
 import math
 import torch
+from fastcore.basics import patch
 from .counters import hash32, uniform
 from .trees import check
 
@@ -153,3 +154,10 @@ class Shapes:
     def __getitem__(self, i):
         i = range(len(self))[i]     # raises `IndexError`, which ends a loop over the data set
         return tuple(t[0] for t in self.batch(torch.tensor([i])))
+
+# %% ../../nbs/base/30_shapes.ipynb #identity
+@patch
+def identity(self: Shapes):
+    "What it is, as JSON holds it: two with the same one are the same pictures."
+    return {'classes': list(self.classes), 'samples': len(self), 'size': self.size,
+            'difficulty': self.difficulty, 'seed': self.seed}

@@ -6,15 +6,15 @@
 __all__ = ['read_at', 'ShardSample', 'scan_shard', 'make_index', 'write_shards']
 
 # %% ../../nbs/base/33_shard_files.ipynb #imports
-import io, json, re, tarfile, zlib
+import hashlib, io, os, re, tarfile, zlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 import torch
 from .counters import seed_of
 from .images import natural, scan, tell
 from .pixels import EXTENSIONS, read_rgb, why_unreadable
-from .storage import _digest, atomic_folder, check_replaceable
+from .storage import atomic_folder, check_replaceable, digest, sealed
 from .trees import InputError, check
 
 # %% ../../nbs/base/33_shard_files.ipynb #members
@@ -115,7 +115,7 @@ def _scan_all(shards, decode, quiet, say):
                 say(f'Left out {ascii(member)[1:-1][:100]} of {name}: {why}.')
         try:
             path = file()
-            found.append(dict(name=name, **_digest(path), samples=scan_shard(path, leave, decode)))
+            found.append(dict(name=name, **digest(path), samples=scan_shard(path, leave, decode)))
         except (InputError, OSError) as e: damaged.append(f'{name}: {e}')
     check(not damaged, f'{len(damaged)} of {len(shards)} shards cannot be used '
                        f'({"; ".join(damaged[:3])}): get them again.')
@@ -161,12 +161,13 @@ def write_shards(images,         # a folder of images; its sub-folders are the c
     "Write shards and their index; returns the index."
     from tqdm.auto import tqdm
     check(per_shard >= 1, f'per_shard is {per_shard}: choose at least 1.')
-    check_replaceable(out)
+    of = {'images': hashlib.sha256(os.fsencode(Path(images).resolve())).hexdigest()[:16]}
+    check_replaceable(out, 'shards', of)
     paths, labels, classes, _ = scan(images, quiet, say)
     generator = torch.Generator().manual_seed(seed_of(seed, 'shards'))
     order = torch.randperm(len(paths), generator=generator).tolist()
     shown = dict(desc='write shards', unit='image', disable=quiet, dynamic_ncols=True)
-    with atomic_folder(out) as tmp, tqdm(total=len(paths), **shown) as bar:
+    with atomic_folder(out, 'shards', of) as tmp, tqdm(total=len(paths), **shown) as bar:
         files = []
         for first in range(0, len(paths), per_shard):
             files.append((tmp/f'{len(files):06d}.tar').absolute())
@@ -177,5 +178,5 @@ def write_shards(images,         # a folder of images; its sub-folders are the c
                     bar.update()
         shards = [(file.name, lambda file=file: file) for file in files]
         index = make_index(shards, classes, False, True, say)
-        (tmp/'index.json').write_text(json.dumps(index))
+        (tmp/'index.json').write_text(sealed(index, indent=None))
     return index

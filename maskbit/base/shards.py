@@ -6,7 +6,7 @@
 __all__ = ['Lanes', 'fetch_shard', 'is_shards', 'open_index', 'Shards']
 
 # %% ../../nbs/base/34_shards.ipynb #imports
-import contextlib, hashlib, io, json, os, re, time, zlib
+import contextlib, hashlib, io, os, re, time, zlib
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -16,7 +16,7 @@ from .counters import seed_of
 from .images import Images, tell
 from .pixels import read_rgb
 from .shard_files import make_index, read_at
-from .storage import _cache, _digest
+from .storage import _cache, digest, read_json, sealed, unsealed, write_atomic
 from .trees import InputError, check
 
 # %% ../../nbs/base/34_shards.ipynb #lanes
@@ -83,7 +83,7 @@ def _download(source, path, most=2 ** 40):
                      'mend that, then run the same command again.')
 
 # %% ../../nbs/base/34_shards.ipynb #fetch
-def _hash(path): return _digest(path)['sha256']
+def _hash(path): return digest(path)['sha256']
 
 
 def fetch_shard(source, # a URL or pipe:command
@@ -129,10 +129,11 @@ def _entry(shard, classes): # one shard of an index, the number of classes
     return shard | lists
 
 
-def _parse(text, where):
-    "An index, if it is one and nothing in it is absurd."
+def _parse(path, where):
+    "An index, if it is one, is what was written, and nothing in it is absurd."
     try:
-        index = json.loads(text)
+        found = read_json(path)
+        index = unsealed(found, where)
         check(index['format'] == 'maskbit-shards-1', '')
         check(isinstance(index['classes'], list) and isinstance(index['left_out'], dict), '')
         check(any(s['label'] for s in index['shards']), '')
@@ -140,7 +141,7 @@ def _parse(text, where):
     except (ValueError, TypeError, KeyError, OverflowError, InputError):
         raise InputError(f'{where} is not an index by maskbit, or is damaged: '
                          'remove it, or get it again.') from None
-    return index
+    return index | {'seal': found['seal']}
 
 # %% ../../nbs/base/34_shards.ipynb #sources
 def _named(index, sources, folder, images):
@@ -198,9 +199,7 @@ def _make(where, sources, quiet, say):
     "Index some shards, and write the index when it is whole."
     shards = [(s.split('/')[-1], partial(_file, s)) for s in sources]
     index = make_index(shards, quiet=quiet, say=say)
-    tmp = where.with_suffix('.tmp')
-    tmp.write_text(json.dumps(index))
-    os.replace(tmp, where)
+    write_atomic(where, sealed(index, indent=None))
     say(f'The index of {len(sources)} shards is {where}.')
 
 
@@ -211,9 +210,11 @@ def open_index(images,      # a folder, URL or pipe:command of shards or of thei
     images, folder, sources = _find(images)
     where, lock = _place(images, folder)
     with FileLock(lock):
-        if sources is None: _download(images, where)
+        if sources is None:
+            _download(images, new := where.with_suffix('.new'))
+            os.replace(new, where)
         elif not where.is_file(): _make(where, sources, quiet, say)
-        index = _parse(where.read_text(), images if sources is None else where)
+        index = _parse(where, images if sources is None else where)
     if folder or sources is None: sources = _named(index, sources, folder, images)
     if all(map(_is_local, sources)): _check_sizes(index, sources, images)
     return index, sources
@@ -225,7 +226,7 @@ class Shards(Images):
                  flip=True, seed=0, quiet=False, say=tell, **how): # as `augmentation` has them
         index, self.sources = open_index(images, quiet, say)
         self.shards, self.counts = index['shards'], [len(s['label']) for s in index['shards']]
-        self.ends = np.cumsum(self.counts)
+        self.ends, self.seal = np.cumsum(self.counts), index['seal']
         labels = np.concatenate([s['label'] for s in self.shards])
         super().__init__(labels, index['classes'], resolution, kind, flip, seed, **how)
         if left := ', '.join(f'{n} ({why})' for why, n in index['left_out'].items()):
@@ -233,6 +234,8 @@ class Shards(Images):
                 f'left out when they were indexed: {left}.')
 
     def order(self, seed, batch): return Lanes(self.counts, seed, batch)
+
+    def files(self): return self.seal    # of the index, which knows the hash of every shard
 
     def read(self, i):
         k = int(np.searchsorted(self.ends, i, 'right'))

@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['lr_factor', 'Part', 'Stage', 'compute_dtype', 'train_step', 'report', 'join', 'enter_run', 'due', 'train_steps',
-           'fit']
+           'look', 'fit']
 
 # %% ../../nbs/base/44_training.ipynb #imports
-import contextlib, math, os, time
+import contextlib, math, os
 from pathlib import Path
 import torch
 from torch import nn
 from .config import OptimConfig
 from .counters import seed_of
 from .loader import batches, order_of, split_batch
-from .monitor import Log, check_monitor, evaluate, to_device
-from .runs import StopSignal, Stopped, last_good, lock_run, on_disk, open_run
-from .state import resume, save_run, unwrap
+from .monitor import Log, check_monitor, evaluate, logged, note_best, to_device
+from .runs import StopSignal, Stopped, last_good, on_disk, open_run
+from .state import export, resume, save_run, unwrap
 from .trees import check
 
 # %% ../../nbs/base/44_training.ipynb #schedule
@@ -67,8 +67,8 @@ class Stage:
     # once a step, with the mean terms of all slices
     def end_step(self, logs): pass
 
-    # write the averaged model as a usable folder
-    def export(self, model, folder): pass
+    # write the averaged model as a usable folder; `of` is the run and step that it belongs to
+    def export(self, model, folder, of): pass
 
     # -> {metric: number}; the first is the score, lower is better
     def evaluate(self, model, batches, gather): return {}
@@ -151,7 +151,8 @@ def report(accelerator, step, logs, bads, memo, data, run, train):
     check(most <= train.max_skipped,
           f'Training stopped at step {step}: '
           f'{most} steps in a row had a loss or gradient that is not finite ({terms}); '
-          f'{last_good(run)}: try a lower learning rate.')
+          f'{last_good(run)}: try a lower learning rate (--optim.lr), '
+          'which may change in this folder.')
     finite = {k: v for k, v in row.items() if math.isfinite(v)}
     return finite | ({'skipped': skipped} if skipped else {})
 
@@ -167,33 +168,44 @@ def join(accelerator, stage, start, compile, run):
         p.model = accelerator.prepare_model(p.model)
 
 
-def enter_run(accelerator, stage, run, config, held): # an `ExitStack` that holds the lock
+def enter_run(accelerator, stage, data, run, config, held): # an `ExitStack` that holds the lock
     "Make this process part of the run; returns what `resume` does."
     main = accelerator.is_main_process
     with accelerator.main_process_first():
-        if main:
-            open_run(run, config)
-            held.enter_context(lock_run(run))
+        if main: held.enter_context(open_run(run, config, data))
         ema, start, memo = resume(stage, run, config, accelerator.device)
     join(accelerator, stage, start, config.train.compile, run)
-    if main and start == config.train.steps: stage.export(ema.module, run/'model')
+    if main and start == config.train.steps: export(stage, ema, run, 'model', start)
     return ema, start, memo
 
 # %% ../../nbs/base/44_training.ipynb #steps
 def due(step, train, stop): # steps done, a `TrainConfig`, whether the run is asked to stop
-    "(write a line?, evaluate?, save?)"
+    "(write a line?, save?, evaluate?)"
     last = step == train.steps
     looks = train.eval_every and (step % train.eval_every == 0 or last)
     saves = step % train.save_every == 0 or last or stop or looks
-    return step % train.log_every == 0 or saves, looks, saves
+    return step % train.log_every == 0 or saves, saves, looks
 
 
-def train_steps(accelerator, stage, ema, loader, slices, start, train):
+def train_steps(accelerator, stage, ema, loader, slices, start, train,
+                rescue): # called with the steps done if a batch cannot be read
     "Train from step `start` on; gives (steps done, terms to log, was it skipped?) after each."
     for step in range(start, train.steps):
-        micros = [to_device(next(loader), accelerator.device) for _ in range(slices)]
+        try: micros = [to_device(next(loader), accelerator.device) for _ in range(slices)]
+        except Exception:
+            if step > start: rescue(step)
+            raise
         logs, bad = train_step(accelerator, stage, ema, micros, step, train)
         yield step + 1, logs, bad
+
+# %% ../../nbs/base/44_training.ipynb #look
+def look(accelerator, stage, ema, valid, step, train, memo, log, run):
+    "Evaluate the averaged model; write what was measured, and `run/best` if it is."
+    row = evaluate(accelerator, stage, ema.module, valid, step, train, memo, log)
+    if not log: return
+    if memo['best_step'] == step: export(stage, ema, run, 'best', step)
+    with on_disk(run): log.add(step, row)
+    log.clock(step)
 
 # %% ../../nbs/base/44_training.ipynb #fit
 def _accelerator():
@@ -226,25 +238,34 @@ def fit(make_stage,     # function of a device that returns the `Stage`
     torch.manual_seed(seed_of(train.seed, 'weights'))
     stage = make_stage(accelerator.device)  # whatever it misses is missed before the folder is made
     with contextlib.ExitStack() as held:
-        ema, start, memo = enter_run(accelerator, stage, run, config, held)
+        ema, start, memo = enter_run(accelerator, stage, data, run, config, held)
         loader = batches(data, train, start, accelerator.process_index, world, workers)
         log, bads = Log(run, start, config) if main else None, []
         bar = held.enter_context(_bar(start, train.steps, title, quiet or not main))
         signals = held.enter_context(StopSignal())
-        for step, logs, bad in train_steps(accelerator, stage, ema, loader, slices, start, train):
+        def save(step):
+            streak = memo['skipped'] > 1 and step < train.steps
+            if main and not streak: save_run(run, step, stage, ema, train.keep, memo)
+        def rescue(step):
+            if bads: _skipped(step, torch.stack(bads).tolist(), memo)
+            save(step)
+
+        if start and due(start, train, None)[2]:
+            if done := logged(run, start): note_best(memo, start, done)
+            else: look(accelerator, stage, ema, valid, start, train, memo, log, run)
+        for step, logs, bad in train_steps(accelerator, stage, ema, loader, slices, start, train,
+                                           rescue):
             bads.append(bad)
             stop = signals.agreed()
-            writes, looks, saves = due(step, train, stop)
+            writes, saves, looks = due(step, train, stop)
             if writes:
                 row = report(accelerator, step, logs, bads, memo, data, run, train)
-                done = time.time()
-                if looks:
-                    row |= evaluate(accelerator, stage, ema.module, valid, step, train, memo, log)
                 bar.set_postfix({k: f'{row[k]:.3g}' for k in list(logs)[:3] if k in row})
-                with on_disk(run): log and log.write(step, row, done)
-            if saves and main:
-                save_run(run, step, stage, ema, train.keep, memo)
-                log.clock(step)
+                with on_disk(run): log and log.write(step, row)
+            if saves:
+                save(step)
+                if log: log.clock(step)
+            if looks: look(accelerator, stage, ema, valid, step, train, memo, log, run)
             bar.update()
             if stop and step < train.steps: raise Stopped(stop)
     return ema.module.eval()

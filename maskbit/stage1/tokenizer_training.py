@@ -75,8 +75,8 @@ class TokenizerStage(Stage):
     def end_step(self, logs):
         if 'lecam' in logs: self.extra.lecam.move(logs['real_logits'], logs['fake_logits'])
 
-    def export(self, model, folder):
-        model.save_pretrained(folder, about={'training': asdict(self.config)})
+    def export(self, model, folder, of):
+        model.save_pretrained(folder, about={'training': asdict(self.config)}, of=of)
 
     def evaluate(self, model, batches, gather):
         metrics = evaluate_tokenizer(model, (b['images'] for b in batches), gather=gather)

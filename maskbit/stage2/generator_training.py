@@ -43,8 +43,8 @@ class GeneratorStage(Stage):
         c = self.config.model
         return draw_mask(seed, samples, c.positions, c.groups, self.config.loss.schedule)
 
-    def export(self, model, folder):
-        model.save_pretrained(folder, about={'training': asdict(self.config)})
+    def export(self, model, folder, of):
+        model.save_pretrained(folder, about={'training': asdict(self.config)}, of=of)
 
     def pictures(self, model, batch): # one for each label of the batch
         if self.tokenizer: return sample(model, self.tokenizer, batch['labels'])

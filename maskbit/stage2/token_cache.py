@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader
 from ..base.bits import pack, unpack
 from ..base.loader import Ordered, deaf_worker
 from ..base.pretrained import fingerprint
-from ..base.storage import atomic_folder, damage
-from ..base.trees import InputError, check
+from ..base.runs import identity
+from ..base.storage import (atomic_folder, damage, read_sealed, seal, sealed, steady,
+                                  write_atomic)
+from ..base.trees import check
 
 # %% ../../nbs/stage2/10_token_cache.ipynb #about
 def _about(tokenizer, data, views, part, source):
@@ -26,7 +28,7 @@ def _about(tokenizer, data, views, part, source):
     c = tokenizer.config
     about = dict(bits=c.bits, side=c.side, images=len(data), views=views, part=part,
                  classes=list(data.classes), tokenizer=fingerprint(tokenizer),
-                 config=asdict(c), source=source)
+                 config=asdict(c), source=source, data=identity(data))
     return json.loads(json.dumps(about))
 
 
@@ -35,13 +37,23 @@ def _parts(folder, about):
     count = -(-about['images'] * about['views'] // about['part'])
     return [folder/f'part-{p:05d}' for p in range(count)]
 
+
+def _of(about, p): # a description, the number of a part
+    "What a part belongs to, as its manifest has it."
+    return {'cache': seal(about), 'part': p}
+
+
+def _wrong_part(about, path):
+    "What is wrong with a part, in words; None if nothing."
+    return damage(path, 'tokens', _of(about, int(path.name[5:])))
+
 # %% ../../nbs/stage2/10_token_cache.ipynb #agree
 def check_free(folder):
     "Raise `InputError` unless `folder` can become a token cache, or is one."
     check(not folder.is_file(),
           f'{folder} is a file: give the name of a folder that is not there yet.')
     inside = folder.iterdir() if folder.is_dir() else []
-    held = sorted(p.name for p in inside if not p.name.startswith('about.'))
+    held = sorted(p.name for p in inside if not p.name.startswith('.'))
     check(not held or (folder/'about.json').is_file(),
           f'{folder} holds {", ".join(held[:3])} and no token cache: '
           f'give the name of a folder that is not there yet.')
@@ -53,16 +65,22 @@ def _agree(folder, about):
     check_free(folder)
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        tmp = path.with_suffix(f'.{os.getpid()}.tmp')
-        tmp.write_text(json.dumps(about, indent=1))
-        os.replace(tmp, path)
-    held = json.loads(path.read_text())
+        write_atomic(path, sealed(about))
+    held = read_sealed(path)
     other = [k for k in about if held.get(k) != about[k]]
     check(not other, f'{folder} is a token cache with another {", ".join(other)}: '
                      f'choose another folder, or the same settings to continue it.')
 
 # %% ../../nbs/stage2/10_token_cache.ipynb #write-part
-def _write_part(tokenizer, data, folder, numbers, batch, workers, device, bar):
+def _classes_only(labels, classes, where): # (M,) whole numbers
+    "The labels; raises `InputError` if one is no class."
+    good = labels.dtype.kind == 'i' and ((0 <= labels) & (labels < len(classes))).all()
+    check(good, f'{where} has labels that are none of its {len(classes)} classes: '
+                'the images or the cache are damaged, make them again.')
+    return labels
+
+
+def _write_part(tokenizer, data, folder, of, numbers, batch, workers, device, bar):
     "Encode the samples `numbers`, a range, into one part."
     turns = np.arange(numbers.stop) % len(data)
     slices = [list(numbers[i:i + batch]) for i in range(0, len(numbers), batch)]
@@ -72,9 +90,9 @@ def _write_part(tokenizer, data, folder, numbers, batch, workers, device, bar):
     for b in loader:
         indices = tokenizer.encode(b['images'].to(device)).cpu()
         packed.append(pack(indices.flatten(1), tokenizer.config.bits))
-        labels.append(b['labels'].numpy())
+        labels.append(_classes_only(b['labels'].numpy(), data.classes, folder))
         bar.update(len(indices))
-    with atomic_folder(folder) as tmp:
+    with atomic_folder(folder, 'tokens', of) as tmp:
         np.save(tmp/'tokens.npy', np.concatenate(packed))
         np.save(tmp/'labels.npy', np.concatenate(labels))
 
@@ -99,19 +117,22 @@ class Rows:
         return np.stack([self.parts[k][r - self.starts[k]] for k, r in zip(held_by, rows)])
 
 # %% ../../nbs/stage2/10_token_cache.ipynb #whole
+_KEYS = ('bits', 'side', 'images', 'views', 'part', 'classes', 'tokenizer')
+
+
 def _whole(folder):
     "The description and the parts of a cache; raises `InputError` if one is missing or damaged."
-    try:
-        about = json.loads((folder/'about.json').read_text())
-        parts = _parts(folder, about)
-    except (OSError, ValueError, KeyError, TypeError):
-        text = f'{folder} holds no token cache: make one with `maskbit tokenize`.'
-        raise InputError(text) from None
+    check((folder/'about.json').is_file(),
+          f'{folder} holds no token cache: make one with `maskbit tokenize`.')
+    about = read_sealed(folder/'about.json')
+    check(all(k in about for k in _KEYS), f'{folder} is a token cache of another version: '
+                                          'make it again with `maskbit tokenize`.')
+    parts = _parts(folder, about)
     missing = [p.name for p in parts if not p.is_dir()]
     check(not missing, f'The token cache {folder} is not finished, '
                        f'{len(missing)} of its {len(parts)} parts are missing '
                        f'({", ".join(missing[:3])}): the same `maskbit tokenize` again continues it.')
-    wrong = [w for p in parts if (w := damage(p))]
+    wrong = [w for p in parts if (w := steady(p, lambda p: _wrong_part(about, p)))]
     check(not wrong, f'The token cache {folder} is damaged ({", ".join(wrong[:3])}; '
                      f'{len(wrong)} of {len(parts)} parts): '
                      f'the same `maskbit tokenize` again makes them anew.')
@@ -122,10 +143,18 @@ class TokenCache:
     "Tokens on disk as a data set: `fetch` gives indices (B, side^2) and labels (B,)."
     def __init__(self, folder):
         about, parts = _whole(Path(folder))
+        self.seal = seal(about)
         self.bits, self.side = about['bits'], about['side']
         self.classes, self.tokenizer = about['classes'], about['tokenizer']
         self.packed = Rows([np.load(p/'tokens.npy', mmap_mode='r') for p in parts])
-        self.labels = np.concatenate([np.load(p/'labels.npy') for p in parts])
+        labels = np.concatenate([np.load(p/'labels.npy') for p in parts])
+        self.labels = _classes_only(labels, self.classes, folder)
+
+    def identity(self):
+        "What it is, as JSON holds it."
+        counts = np.bincount(self.labels, minlength=len(self.classes)).tolist()
+        return {'tokenizer': self.tokenizer, 'classes': dict(zip(self.classes, counts)),
+                'seal of the cache': self.seal}
 
     def __len__(self): return len(self.labels)
 
@@ -161,11 +190,12 @@ def write_cache(tokenizer,      # a `Tokenizer`
                 if p in done: continue
                 with contextlib.suppress(Timeout), FileLock(folder/'locks'/f'{p}', timeout=wait):
                     here, numbers = parts[p], range(p * part, min(p * part + part, total))
-                    if here.is_dir() and (wrong := damage(here)):
+                    if here.is_dir() and (wrong := _wrong_part(about, here)):
                         say(f'Making a damaged part again: {wrong}.')
                         shutil.rmtree(here)
                     if here.is_dir(): bar.update(len(numbers))
-                    else: _write_part(tokenizer, data, here, numbers, batch, workers, device, bar)
+                    else: _write_part(tokenizer, data, here, _of(about, p), numbers, batch,
+                                      workers, device, bar)
                     done.add(p)
     return TokenCache(folder)
 
@@ -179,5 +209,7 @@ class OnTheFly:
         self.bits, self.side = encoder.config.bits, encoder.config.side
         self.tokenizer = fingerprint(encoder)
         if hasattr(data, 'order'): self.order = data.order
+
+    def identity(self): return {'tokenizer': self.tokenizer, 'images': identity(self.data)}
 
     def __len__(self): return len(self.data)

@@ -12,6 +12,7 @@ from ..base.data import open_data
 from ..base.metrics import evaluate_tokenizer
 from ..base.monitor import read_log
 from ..base.results import RESULTS, record
+from ..base.storage import write_picture
 from ..base.trees import change, check, flat
 from ..stage1 import roadmap
 from ..stage1.perceptual import PerceptualLoss
@@ -35,13 +36,12 @@ def _rows(scale, steps, only, images, weights):
 # %% ../../nbs/studies/10_ablation.ipynb #measured
 def _measured(config, data, validation, run, picture, quiet):
     "Train one row on `data` and measure it on `validation`."
-    from torchvision.utils import save_image
     tok = train_tokenizer(config, data, run, quiet=quiet).cpu()
     def held_out(first, count):
         numbers = range(first, min(first + count, len(validation)))
         return validation.fetch(numbers, numbers)['images']
     picture.parent.mkdir(parents=True, exist_ok=True)
-    save_image(tok.decode(tok.encode(held_out(0, 10))), picture, nrow=10, padding=0)
+    write_picture(picture, tok.decode(tok.encode(held_out(0, 10))), nrow=10, padding=0)
     batches = (held_out(n, 100) for n in range(0, len(validation), 100))
     return evaluate_tokenizer(tok, batches) | {'train_seconds': read_log(run)[-1]['seconds']}
 

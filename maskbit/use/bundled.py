@@ -15,7 +15,7 @@ from ..base.classifier import ClassifierRun, ClassifierStage
 from ..base.monitor import read_log
 from ..base.presets import STAGE1, STAGE2
 from ..base.shapes import Shapes
-from ..base.storage import provenance
+from ..base.storage import provenance, write_atomic
 from ..base.training import fit
 from ..stage1.tokenizer import Tokenizer
 from ..stage1.tokenizer_training import train_tokenizer
@@ -50,4 +50,4 @@ def train_bundled(out): # folder of the runs
     parts = 'classifier', 'perceptual', 'tokenizer', 'generator'
     seconds = {part: read_log(out/part)[-1]['seconds'] for part in parts}
     stored = {'metrics': metrics, 'seconds': seconds, 'provenance': about}
-    (assets/'bundled.json').write_text(json.dumps(stored, indent=1))
+    write_atomic(assets/'bundled.json', json.dumps(stored, indent=1))

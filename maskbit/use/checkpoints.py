@@ -6,11 +6,13 @@
 __all__ = ['from_released', 'to_released', 'load_released', 'convert']
 
 # %% ../../nbs/use/20_checkpoints.ipynb #imports
+import io, os
 from pathlib import Path
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 from ..base.released import (ENDINGS, constants, find_released, kind_of, read_tensors,
                                    recognise, released_name)
+from ..base.storage import read_json, write_atomic
 from ..base.trees import InputError, check
 from ..stage1.tokenizer import Tokenizer
 from ..stage2.generator import MaskedTransformer
@@ -46,7 +48,7 @@ def load_released(name,      # of `RELEASED`; or a file of weights, or a folder 
 def _ours_or_released(source, **kwargs): # as for `convert`
     about = Path(source)/'config.json'
     if about.is_file():
-        generator = '"groups"' in about.read_text()
+        generator = 'groups' in read_json(about)
         return (MaskedTransformer if generator else Tokenizer).from_pretrained(source)
     model = load_released(source, **kwargs)
     origin = f'The weights are those of {Path(source).name}; they were trained elsewhere.'
@@ -60,12 +62,16 @@ def convert(source,    # a folder of ours, or whatever `load_released` takes
     "Write a model in another format; returns it."
     out = Path(out)
     file = out.suffix.lower() in ENDINGS
-    check(not (file and out.exists()), f'{out} is there already: give a new name.')
+    check(not os.path.lexists(out), f'{out} is there already: give a new name.')
     model = _ours_or_released(source, **kwargs)
-    if not file: model.save_pretrained(out); return model
+    if not file:
+        model.save_pretrained(out)
+        return model
     out.parent.mkdir(parents=True, exist_ok=True)
-    tmp = out.with_name(out.name + '.tmp')      # a file is there as a whole or not at all
-    save = save_file if out.suffix == '.safetensors' else torch.save
-    save(to_released(model), tmp)
-    tmp.replace(out)
+    tensors = to_released(model)
+    if out.suffix == '.safetensors': data = safetensors.torch.save(tensors)
+    else:
+        torch.save(tensors, buffer := io.BytesIO())
+        data = buffer.getbuffer()
+    write_atomic(out, data)
     return model

@@ -6,13 +6,13 @@
 __all__ = ['COMMANDS', 'Demo', 'Plan', 'Convert', 'Roadmap', 'Tables', 'TrainBundled', 'Launch', 'Explore', 'main']
 
 # %% ../../nbs/use/70_cli.ipynb #imports
-import signal, sys
+import os, signal, sys
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal
 import tyro
 from ..base.config import Machines
-from ..base.trees import InputError, check
+from ..base.trees import InputError, check, printable
 from .jobs import Prepare, Tokenize, TrainGenerator, TrainTokenizer, WriteShards
 from .pictures import Evaluate, FindNeighbours, Sample
 
@@ -193,6 +193,12 @@ def _leave(text, code):
     sys.exit(code)
 
 
+def _tell_launch(sentence):
+    "Whoever started this process with others should know that it is for a person to mend."
+    if file := os.environ.get('MASKBIT_ERRORS'):
+        with open(file, 'a') as f: f.write(sentence + '\n')
+
+
 def main(args=None): # words of the command line
     "The `maskbit` command."
     about = 'Masked image generation from bit tokens.'
@@ -201,11 +207,10 @@ def main(args=None): # words of the command line
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')
     try: read(COMMANDS, prog='maskbit', description=about, args=args)()
     except InputError as e:
-        # from a loader process it brings a traceback along
-        sentence = str(e).split('InputError: ')[-1].strip()
-        _leave(f'maskbit: {sentence}', 2)
+        _tell_launch(str(e))
+        _leave(f'maskbit: {e}', 2)
     except OSError as e:
-        name, why = e.filename or 'A file', e.strerror or e
+        name, why = printable(e.filename or 'A file'), printable(e.strerror or e)
         _leave(f'maskbit: {name} could not be read or written: {why}.', 1)
     except KeyboardInterrupt as e:
         _leave('\nStopped. The same command again continues a training from its last checkpoint.',

@@ -14,7 +14,7 @@ from ..base.metrics import agreement, evaluate_tokenizer, frechet_distance
 from ..base.monitor import read_log
 from ..base.presets import STAGE1, STAGE2
 from ..base.shapes import Shapes
-from ..base.storage import provenance
+from ..base.storage import provenance, write_atomic, write_picture
 from ..stage1.tokenizer import Tokenizer
 from ..stage1.tokenizer_training import train_tokenizer
 from ..stage2.generator import Generator
@@ -52,12 +52,11 @@ _COLUMNS = {'samples': 10, 'reconstructions': 12, 'flips': None}
 
 def save_pictures(pictures, folder, name):
     "Write each set of pictures as one PNG, enlarged; returns {set: path}."
-    from torchvision.utils import save_image
     out = {}
     for k, ims in pictures.items():
         out[k] = Path(folder)/f'{name}-{k}.png'
         big = ims.repeat_interleave(2, 2).repeat_interleave(2, 3)
-        save_image(big, out[k], nrow=_COLUMNS[k] or len(ims) // 4, padding=2, pad_value=1)
+        write_picture(out[k], big, nrow=_COLUMNS[k] or len(ims) // 4, padding=2, pad_value=1)
     return out
 
 # %% ../../nbs/use/10_demo.ipynb #report
@@ -82,14 +81,14 @@ def write_report(folder, results, seconds):
     pictures = {name: {k: _embedded(p) for k, p in paths.items()}
                 for name, (_, paths) in results.items()}
     stored = {'results': metrics, 'seconds': seconds, 'provenance': about}
-    (folder/'metrics.json').write_text(json.dumps(stored, indent=1))
+    write_atomic(folder/'metrics.json', json.dumps(stored, indent=1))
     others = 'bit_balance', 'by_class', 'images'     # are no rows of the table
     rows = [k for k in next(iter(metrics.values())) if k not in others]
     source = (files('maskbit')/'assets'/'report.html').read_text()
     page = jinja2.Environment(autoescape=True).from_string(source).render(
         rows=rows, names=_NAMES, results=metrics, pictures=pictures, classes=Shapes.classes,
         seconds=seconds, about=about)
-    (folder/'report.html').write_text(page)
+    write_atomic(folder/'report.html', page)
 
 # %% ../../nbs/use/10_demo.ipynb #demo
 def demo(folder,                     # where everything goes; an unfinished demo in it is continued

@@ -12,6 +12,7 @@ import torch
 from ..base.bits import pack
 from ..base.config import DataConfig
 from ..base.data import open_data
+from ..base.storage import write_atomic
 from ..base.trees import check
 from ..stage1.tokenizer import Tokenizer
 from ..stage2.generator import Generator
@@ -86,5 +87,6 @@ def write_notebook(kind, folder, **names): # one of `KINDS`; where to; as for `e
                   outputs=[], source=code)]
     kernel = dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(cells=cells, nbformat=4, nbformat_minor=5, metadata=kernel)))
+    book = dict(cells=cells, nbformat=4, nbformat_minor=5, metadata=kernel)
+    write_atomic(path, json.dumps(book))
     return path

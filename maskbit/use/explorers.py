@@ -6,6 +6,7 @@
 __all__ = ['walk', 'BitExplorer', 'SamplingExplorer', 'NeighbourExplorer', 'EditExplorer']
 
 # %% ../../nbs/use/29_explorers.ipynb #imports
+import io
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -14,6 +15,7 @@ from fastcore.basics import patch
 from ..base.bits import bits_to_indices
 from ..base.counters import uniform
 from ..base.shapes import CLASSES
+from ..base.storage import write_atomic
 from ..base.trees import check
 from ..stage2.editing import box, repaint
 from ..stage2.masking import join_groups
@@ -101,8 +103,9 @@ def save(self: BitExplorer,
     check(name.strip(), 'The files need a name.')
     for f in files: check(not f.exists(), f'{f} is there already: choose another name.')
     tokens = self.changed(picture, **change)
-    files[0].write_bytes(png(self.decode(tokens)[0]))
-    np.save(files[1], tokens.numpy())
+    np.save(buffer := io.BytesIO(), tokens.numpy())
+    write_atomic(files[0], png(self.decode(tokens)[0]))
+    write_atomic(files[1], buffer.getvalue())
     return f'Saved {files[0]} and {files[1]}.'
 
 # %% ../../nbs/use/29_explorers.ipynb #sampling

@@ -7,7 +7,8 @@ __all__ = ['on_each', 'torchrun', 'to_words', 'slurm_script', 'read_words', 'ari
            'launch']
 
 # %% ../../nbs/use/50_launch.ipynb #imports
-import os, re, shlex, signal, subprocess, sys
+import os, shlex, signal, subprocess, sys, tempfile
+from pathlib import Path
 import torch
 from ..base.config import Machines
 from ..base.loader import split_batch
@@ -94,36 +95,41 @@ def _ignore_usr1():
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-def _start(words, machines):
+def _start(words, machines, errors): # ..., the file for what a person has to mend
     "torchrun as a child, and what it prints as a stream."
-    env = os.environ | _ENV | ({'CUDA_VISIBLE_DEVICES': ''} if machines.gpus == 0 else {})
+    env = os.environ | _ENV | {'MASKBIT_ERRORS': str(errors)}
+    if machines.gpus == 0: env['CUDA_VISIBLE_DEVICES'] = ''
     heard = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     alone = dict(start_new_session=True, preexec_fn=_ignore_usr1)
     return subprocess.Popen(torchrun(words, machines), env=env, **heard, **alone)
 
 # %% ../../nbs/use/50_launch.ipynb #pass-on
-def _pass_on(child, signals): # `Popen`, `StopSignal`
-    """Print what a child prints, to its end. Returns what it said after a signal, and the match of
-    its error or None."""
-    tail, wrong = '', None
+def _pass_on(child, signals, errors): # `Popen`, `StopSignal`, as for `_start`
+    "Print what a child prints, to its end, and stop it if it cannot go on; returns the last words."
+    tail, told = '', False
     while text := child.stdout.read1().decode(errors='replace'):
-        if not wrong and (wrong := re.search(r'^maskbit: (.+)$', text, re.M)):
-            if 'could not be read or written' not in text: child.terminate()
+        if not told and errors.stat().st_size:
+            told = True
+            child.terminate()
         if signals.stop: tail += text
         else: print(text, end='', flush=True)
-    return tail, wrong
+    return tail
 
 
 def run_torchrun(words, machines: Machines): # as for `torchrun`
     """Train in child processes and pass on what they print; raises `Stopped` if asked to stop,
     `InputError` if they fail."""
-    with _start(words, machines) as child, StopSignal(lambda number: child.terminate()) as signals:
-        tail, wrong = _pass_on(child, signals)
-        code = child.wait()
-    if 'SignalException' in tail: tail = tail[:tail.rfind('Traceback')] # torchrun's, of the signal
+    with tempfile.NamedTemporaryFile('r') as file:
+        errors = Path(file.name)
+        with (_start(words, machines, errors) as child,
+              StopSignal(lambda number: child.terminate()) as signals):
+            tail = _pass_on(child, signals, errors)
+            code = child.wait()
+        wrong = file.readline()
+    if 'SignalException' in tail: tail = tail[:tail.rfind('Traceback')]     # torchrun's, of the signal
     print(tail, end='')
     if signals.stop: raise Stopped(signals.stop)
-    check(code == 0 or not wrong, wrong and wrong[1])
+    check(code == 0 or not wrong, wrong)
     check(code == 0, f'The training ended with exit code {code}, and the lines above say why: '
           'the same command continues it from its last checkpoint.')
 

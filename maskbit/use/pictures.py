@@ -43,7 +43,7 @@ class Sample:
 
     def __call__(self):
         import torch
-        from torchvision.utils import save_image
+        from maskbit.base.storage import write_picture
         from maskbit.stage1.tokenizer import Tokenizer
         from maskbit.stage2.generator import Generator
         from maskbit.stage2.sampling import sample
@@ -58,7 +58,7 @@ class Sample:
         settings = _given(steps=self.steps, guidance_scale=self.guidance_scale,
                           temperature=self.temperature, scale_pow=self.scale_pow)
         images = sample(gen, tok, labels, self.seed, quiet=False, **settings)
-        save_image(images, self.out, nrow=self.columns, padding=1)
+        write_picture(self.out, images, nrow=self.columns, padding=1)
         print(f'{len(images)} pictures are in {self.out}.')
 
 # %% ../../nbs/use/65_pictures.ipynb #evaluate-parts
@@ -119,9 +119,9 @@ def _measure(tok, gen, data, count, seed, inception):
 def _write(file, metrics, settings):
     "The metrics as a file and on the screen."
     import json
-    from maskbit.base.storage import provenance
+    from maskbit.base.storage import provenance, write_atomic
     row = {'metrics': metrics, 'settings': settings, 'provenance': provenance()}
-    file.write_text(json.dumps(row, indent=1))
+    write_atomic(file, json.dumps(row, indent=1))
     for name, value in metrics.items():
         if not isinstance(value, list): print(f'{name:28} {value:.4g}')
 
@@ -204,7 +204,7 @@ class FindNeighbours:
 
     def __call__(self):
         import torch
-        from torchvision.utils import save_image
+        from maskbit.base.storage import write_picture
         from maskbit.stage1.tokenizer import Tokenizer
         from maskbit.stage2.generator import Generator
         from maskbit.stage2.sampling import sample_tokens
@@ -222,5 +222,5 @@ class FindNeighbours:
         drawn = drawn.view(-1, cache.side, cache.side)
         found = near.by_bits(drawn), near.by_perception(drawn)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        save_image(_beside(near, drawn, found), self.out, nrow=11, padding=1)
+        write_picture(self.out, _beside(near, drawn, found), nrow=11, padding=1)
         _tell(near, cache, found[0][0][:, 0], self.out)
