@@ -23,7 +23,7 @@ def test_folder_of_photographs(photos, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command('train-tokenizer tiny --out t --data.images photos', *SMALL)
     said = capsys.readouterr().out
-    assert '12 images, 3 files left out.' in said and 'empty.jpg: empty file' in said
+    assert '12 images, 3 files or folders left out.' in said and 'empty.jpg: empty file' in said
     command('tokenize --tokenizer t/model --data.images photos --out tokens --views 2')
     command('train-generator tiny --tokens tokens --out g', *SMALL_GENERATOR)
     models = '--generator g/model --tokenizer t/model'

@@ -45,7 +45,8 @@ def test_links_are_followed_once(tmp_path):
     assert names == ['cat/1.png', 'cat/more/4.png', 'cat/more/deep/3.png',
                      'dog/1.png', 'dog/2.png', 'dog/linked.png']
     assert classes == ['cat', 'dog']
-    for name in ('bird', 'cat/gone.png', 'cat/self'): assert f'Left out {name}: a link to nowhere.' in said
+    for name in ('bird', 'cat/gone.png', 'cat/self'):
+        assert f'Left out {name}: a link to nowhere.' in said
     for name in ('ape', 'cat/up', 'cat/more/back'):
         assert f'Left out {name}: a folder that is read already.' in said
 
@@ -71,8 +72,8 @@ def test_numbers_are_sorted_as_numbers(tmp_path):
     assert found(tmp_path/'set')[1] == ['1', '2', '007', '10', '100', 'x9', 'x10']
 
 
-NAMES = [b'caf\xe9.png', 'café.png'.encode(), b'\x1b[2J.png', b'a\nb.png', '日本.png'.encode(), b'-rf.png',
-         b'\xff\xfe.txt', b'a b.jpg', '\u202egnp.png'.encode()]
+NAMES = [b'caf\xe9.png', 'café.png'.encode(), b'\x1b[2J.png', b'a\nb.png', '日本.png'.encode(),
+         b'-rf.png', b'\xff\xfe.txt', b'a b.jpg', '\u202egnp.png'.encode()]
 
 
 def test_any_name_is_said_on_any_terminal(tmp_path, monkeypatch):
@@ -170,7 +171,8 @@ def test_evaluation_pixels_are_those_of_torchvision(photos):
 
 def test_stage_two_is_bicubic_and_can_be_as_released(photos, tmp_path):
     (tmp_path/'wide').mkdir()
-    for path in photos.glob('left/?.png'): read_rgb(path).resize((160, 120)).save(tmp_path/'wide'/path.name)
+    for path in photos.glob('left/?.png'):
+        read_rgb(path).resize((160, 120)).save(tmp_path/'wide'/path.name)
     views = {}
     for crop in ('square', 'released'):
         data = open_data(DataConfig(f'{tmp_path}/wide', crop=crop), 32, 'stage2', quiet=True)
@@ -185,7 +187,8 @@ def test_stage_two_is_bicubic_and_can_be_as_released(photos, tmp_path):
 
 
 def test_a_training_says_what_it_learns_from(photos, tmp_path, capsys):
-    main(['train-tokenizer', 'tiny', '--out', f'{tmp_path}/t', '--data.images', str(photos), *SMALL])
+    words = ['train-tokenizer', 'tiny', '--out', f'{tmp_path}/t', '--data.images', str(photos)]
+    main([*words, *SMALL])
     assert '12 pictures of 2 classes: left (6), right (6).' in capsys.readouterr().out
 
 
