@@ -1,6 +1,6 @@
 """Runs that are asked to stop: after any step, with any number of loader processes, alone or as one of two.
 They save, end with the code of the signal, and continue to the weights of a run that was left alone."""
-import os, random, signal, time
+import os, random, time
 import pytest
 from children import CONFIG, CONTEXT, differing, losses, start, start_together, state, train
 from maskbit.base.runs import SIGNALS, Stopped
@@ -13,7 +13,9 @@ CONFIGS = {kind: change(c, {'train.steps': STEPS, 'train.save_every': 100}) for 
 
 class StopsAt:
     "A data set that asks its run to stop when a sample is read."
-    def __init__(self, data, number, sent): self.data, self.number, self.sent, self.pid = data, number, sent, os.getpid()
+    def __init__(self, data, number, sent):
+        self.data, self.number, self.sent, self.pid = data, number, sent, os.getpid()
+
     def __len__(self): return len(self.data)
     def __getattr__(self, name): return getattr(self.data, name)
     def identity(self): return self.data.identity()
@@ -52,7 +54,8 @@ def test_any_cut_continues_to_the_same_weights(workers, cache, tmp_path, times, 
 @pytest.mark.parametrize('processes', [1, 2])
 def test_a_signal_at_any_moment(processes, cache, tmp_path, times, seed, fault):
     "To one process, or to one of two that train together, which must agree on where to stop."
-    rng, config = random.Random(f'{seed} {processes}'), change(CONFIG['generator'], {'train.save_every': 1000})
+    rng = random.Random(f'{seed} {processes}')
+    config = change(CONFIG['generator'], {'train.save_every': 1000})
     tried, different, codes, steps = times(2, 50), 0, [], config.train.steps
     begin = start_together if processes == 2 else lambda *args, **kwargs: [start(*args, **kwargs)]
 
