@@ -65,10 +65,9 @@ STEPS = EXPORTED[ROOT/'maskbit/stage1/roadmap.py']      # each adds its function
 def test_a_notebook_exports_the_module_of_its_name(path):
     modules = [f for f, notebooks in EXPORTED.items() if path in notebooks]
     part, (_, _, own) = path.parent.name, path.stem.partition('_')
-    if path in STEPS: assert part == 'stage1' and {f.parent.name for f in modules} == {'stage1'}
-    elif any('#| default_exp' in source for _, source in cells(path, 'code')):
-        assert modules == [ROOT/'maskbit'/part/f'{own}.py']
-    else: assert not modules, 'a notebook that is only read exports nothing'
+    if not any(text.startswith('#| export') for _, text in cells(path, 'code')): assert modules == []
+    elif path in STEPS: assert part == 'stage1' and {f.parent.name for f in modules} == {'stage1'}
+    else: assert modules == [ROOT/'maskbit'/part/f'{own}.py']
 
 
 @pytest.mark.parametrize('file', FILES, ids=name)

@@ -48,7 +48,8 @@ def to_words(options): # {'train.batch': 256, 'optim.betas': (0.9, 0.96), 'train
 
 # %% ../../nbs/use/50_launch.ipynb #slurm
 def slurm_script(words, machines: Machines): # as for `torchrun`
-    "A batch script that trains on several machines, and queues itself again while something is left to do."
+    """A batch script that trains on several machines, and queues itself again while there is something
+    left to do."""
     each, cpu = on_each(machines), machines.gpus == 0
     gpus = '' if cpu else f'#SBATCH --gpus-per-node={each}\n'
     count = f'--gpus 0 --processes {each}' if cpu else f'--gpus {each}'
@@ -103,9 +104,16 @@ def _start(words, machines, errors): # ..., the file for what a person has to me
     return subprocess.Popen(torchrun(words, machines), env=env, **heard, **alone)
 
 # %% ../../nbs/use/50_launch.ipynb #pass-on
+<<<<<<< HEAD
 def _pass_on(child, signals, errors): # `Popen`, `StopSignal`, as for `_start`
     "Print what a child prints, to its end, and stop it if it cannot go on; returns the last words."
     tail, told = '', False
+=======
+def _pass_on(child, signals): # `Popen`, `StopSignal`
+    """Print what a child prints, to its end. Returns what it said after a signal, and the match of
+    its error or None."""
+    tail, wrong = '', None
+>>>>>>> main
     while text := child.stdout.read1().decode(errors='replace'):
         if not told and errors.stat().st_size:
             told = True
@@ -118,6 +126,7 @@ def _pass_on(child, signals, errors): # `Popen`, `StopSignal`, as for `_start`
 def run_torchrun(words, machines: Machines): # as for `torchrun`
     """Train in child processes and pass on what they print; raises `Stopped` if asked to stop,
     `InputError` if they fail."""
+<<<<<<< HEAD
     with tempfile.NamedTemporaryFile('r') as file:
         errors = Path(file.name)
         with (_start(words, machines, errors) as child,
@@ -126,6 +135,12 @@ def run_torchrun(words, machines: Machines): # as for `torchrun`
             code = child.wait()
         wrong = file.readline()
     if 'SignalException' in tail: tail = tail[:tail.rfind('Traceback')]     # torchrun's, of the signal
+=======
+    with _start(words, machines) as child, StopSignal(lambda number: child.terminate()) as signals:
+        tail, wrong = _pass_on(child, signals)
+        code = child.wait()
+    if 'SignalException' in tail: tail = tail[:tail.rfind('Traceback')] # torchrun's, of the signal
+>>>>>>> main
     print(tail, end='')
     if signals.stop: raise Stopped(signals.stop)
     check(code == 0 or not wrong, wrong)
