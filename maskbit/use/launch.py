@@ -104,16 +104,9 @@ def _start(words, machines, errors): # ..., the file for what a person has to me
     return subprocess.Popen(torchrun(words, machines), env=env, **heard, **alone)
 
 # %% ../../nbs/use/50_launch.ipynb #pass-on
-<<<<<<< HEAD
 def _pass_on(child, signals, errors): # `Popen`, `StopSignal`, as for `_start`
     "Print what a child prints, to its end, and stop it if it cannot go on; returns the last words."
     tail, told = '', False
-=======
-def _pass_on(child, signals): # `Popen`, `StopSignal`
-    """Print what a child prints, to its end. Returns what it said after a signal, and the match of
-    its error or None."""
-    tail, wrong = '', None
->>>>>>> main
     while text := child.stdout.read1().decode(errors='replace'):
         if not told and errors.stat().st_size:
             told = True
@@ -126,7 +119,6 @@ def _pass_on(child, signals): # `Popen`, `StopSignal`
 def run_torchrun(words, machines: Machines): # as for `torchrun`
     """Train in child processes and pass on what they print; raises `Stopped` if asked to stop,
     `InputError` if they fail."""
-<<<<<<< HEAD
     with tempfile.NamedTemporaryFile('r') as file:
         errors = Path(file.name)
         with (_start(words, machines, errors) as child,
@@ -134,13 +126,7 @@ def run_torchrun(words, machines: Machines): # as for `torchrun`
             tail = _pass_on(child, signals, errors)
             code = child.wait()
         wrong = file.readline()
-    if 'SignalException' in tail: tail = tail[:tail.rfind('Traceback')]     # torchrun's, of the signal
-=======
-    with _start(words, machines) as child, StopSignal(lambda number: child.terminate()) as signals:
-        tail, wrong = _pass_on(child, signals)
-        code = child.wait()
     if 'SignalException' in tail: tail = tail[:tail.rfind('Traceback')] # torchrun's, of the signal
->>>>>>> main
     print(tail, end='')
     if signals.stop: raise Stopped(signals.stop)
     check(code == 0 or not wrong, wrong)
