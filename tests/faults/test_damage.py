@@ -143,7 +143,12 @@ def parts(folder): return sorted(p for p in folder.rglob('*') if p.is_dir() and 
 
 
 def add_file(folder, other, rng): (rng.choice(parts(folder))/'more.json').write_text('{}')
-def lose_folder(folder, other, rng): shutil.rmtree(rng.choice(parts(folder)))
+
+
+def lose_folder(folder, other, rng):
+    "Not a checkpoint: a run that lost its newest whole continues from the one before, to the same end."
+    some = [p for p in parts(folder) if p.parent.name != 'checkpoints']
+    shutil.rmtree(rng.choice(some)) if some else add_file(folder, other, rng)
 
 
 def swap_folders(folder, other, rng):
