@@ -112,13 +112,18 @@ def start(*args, **kwargs):
     return p
 
 
-def together(*args, **kwargs):
-    "Two processes of one run, to their end; returns their exit codes."
+def start_together(*args, **kwargs):
+    "Two processes of one run."
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     world = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    both = [start(*args, env=world | dict(RANK=r, LOCAL_RANK=r), **kwargs) for r in ('0', '1')]
+    return [start(*args, env=world | dict(RANK=r, LOCAL_RANK=r), **kwargs) for r in ('0', '1')]
+
+
+def together(*args, **kwargs):
+    "Two processes of one run, to their end; returns their exit codes."
+    both = start_together(*args, **kwargs)
     for p in both: p.join()
     return [p.exitcode for p in both]
 
