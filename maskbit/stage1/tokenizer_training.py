@@ -6,6 +6,7 @@
 __all__ = ['entropy_weight', 'entropy_block', 'adaptive_weight', 'TokenizerStage', 'train_tokenizer']
 
 # %% ../../nbs/stage1/60_tokenizer_training.ipynb #imports
+import math
 from dataclasses import asdict
 import torch
 from fastcore.basics import patch
@@ -30,12 +31,12 @@ def entropy_weight(loss, step): # Stage1LossConfig, step
 # %% ../../nbs/stage1/60_tokenizer_training.ipynb #entropy-block
 def entropy_block(config: Stage1Config,
                   world):                # number of processes
-    "Pictures of a block of the mean entropy; raises `InputError` if they cannot be at hand at once."
+    "Pictures of a block of the mean entropy; raises `InputError` if they cannot be held at once."
     size = split_batch(config.train.batch, config.train.microbatch, world)[0] * world
     block = min(config.loss.entropy_block, config.train.batch) or size
     check(size % block == 0, f'The mean entropy is over blocks of {block} pictures, of which '
-          f'{size} at a time are no multiple: choose another train.microbatch '
-          '(pictures of a process at a time), or another loss.entropy_block.')
+          f'{size} at a time are no multiple: choose loss.entropy_block={math.gcd(size, block)}, '
+          'or more pictures of a process at a time (train.microbatch).')
     return block
 
 # %% ../../nbs/stage1/60_tokenizer_training.ipynb #adaptive
