@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from torch.nn import functional as F
 from ..base.config import Stage1Config
 from ..base.metrics import evaluate_tokenizer
+from ..base.pretrained import start_from
 from ..base.training import Part, Stage, fit
 from ..base.state import unwrap
 from .codebook import global_mean
@@ -45,7 +46,8 @@ class TokenizerStage(Stage):
         super().__init__(config)
         loss, steps, join = config.loss, config.train.steps, config.loss.gan_start
         self.perceptual = PerceptualLoss(loss.perceptual, loss.perceptual_file).to(device)
-        self.parts['tokenizer'] = Part(Tokenizer(config.model).to(device), config.optim, steps)
+        model = start_from(Tokenizer(config.model), config.start_from).to(device)
+        self.parts['tokenizer'] = Part(model, config.optim, steps)
         if join < steps:
             judge = DISCRIMINATORS[config.discriminator.kind](config.discriminator).to(device)
             self.parts['discriminator'] = Part(judge, config.optim, steps, join)
