@@ -1,41 +1,47 @@
+"What several tests share: small trainings as words of the command line, photographs, a token cache."
+import json, re
+from pathlib import Path
 import matplotlib.cbook, pytest, torch
 from PIL import Image
 
 torch.set_num_threads(1)
-SMALL = ['--model.resolution', '32', '--model.base_channels', '8', '--train.steps', '6', '--train.batch', '4', '--train.microbatch', '4',
-         '--train.save_every', '2', '--discriminator.base_channels', '8', '--loss.gan_start', '3', '--loss.perceptual', 'none']
-SMALL_GENERATOR = ['--model.width', '32', '--model.heads', '2', '--model.depth', '1', '--model.mlp', '64', '--train.steps', '6',
-                   '--train.batch', '4', '--train.microbatch', '4', '--train.save_every', '2']
+TRAIN = '--train.steps 6 --train.batch 4 --train.microbatch 4 --train.save_every 2'.split()
+SMALL = [*'--model.resolution 32 --model.base_channels 8 --discriminator.base_channels 8'.split(),
+         *'--loss.gan_start 3 --loss.perceptual none'.split(), *TRAIN]
+SMALL_GENERATOR = [*'--model.width 32 --model.heads 2 --model.depth 1 --model.mlp 64'.split(), *TRAIN]
 
 
 @pytest.fixture
 def photos(tmp_path):
     "Twelve crops of a photograph in two classes, and three files that are not pictures."
-    with Image.open(matplotlib.cbook.get_sample_data('grace_hopper.jpg')) as photo: photo = photo.convert('RGB').resize((128, 150))
+    folder, file = tmp_path/'photos', matplotlib.cbook.get_sample_data('grace_hopper.jpg')
+    with Image.open(file) as photo: photo = photo.convert('RGB').resize((128, 150))
     for k, c in enumerate(('left', 'right')):
-        (tmp_path/'photos'/c).mkdir(parents=True)
-        for i in range(6): photo.crop((60 * k, 15 * i, 60 * k + 60, 15 * i + 50)).save(tmp_path/'photos'/c/f'{i}.png')
-    (tmp_path/'photos'/'left'/'notes.txt').write_text('not a picture')
-    (tmp_path/'photos'/'left'/'empty.jpg').touch()
-    whole = (tmp_path/'photos'/'right'/'0.png').read_bytes()
-    (tmp_path/'photos'/'right'/'cut.png').write_bytes(whole[:len(whole) // 2])
-    return tmp_path/'photos'
+        (folder/c).mkdir(parents=True)
+        for i in range(6):
+            photo.crop((60 * k, 15 * i, 60 * k + 60, 15 * i + 50)).save(folder/c/f'{i}.png')
+    (folder/'left'/'notes.txt').write_text('not a picture')
+    (folder/'left'/'empty.jpg').touch()
+    whole = (folder/'right'/'0.png').read_bytes()
+    (folder/'right'/'cut.png').write_bytes(whole[:len(whole) // 2])
+    return folder
 
 
-def pytest_addoption(parser): parser.addoption('--record', help='folder for what happened to the faults, one JSON file each')
+def pytest_addoption(parser):
+    parser.addoption('--record', help='folder for what happened to the faults, one JSON file each')
 
 
 @pytest.fixture
 def fault(request):
     "Write down what happened to a fault, if that was asked for."
     def record(name, happened, **figures):
-        import json, re
-        from pathlib import Path
         from maskbit.base.storage import provenance
         if not (folder := request.config.getoption('--record')): return
-        row = dict(name=name, happened=happened, test=request.node.nodeid, figures=figures, provenance=provenance())
+        row = dict(name=name, happened=happened, test=request.node.nodeid, figures=figures,
+                   provenance=provenance())
         Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder)/(re.sub(r'\W+', '-', name.lower()).strip('-') + '.json')).write_text(json.dumps(row, indent=1))
+        file = re.sub(r'\W+', '-', name.lower()).strip('-') + '.json'
+        (Path(folder)/file).write_text(json.dumps(row, indent=1))
     return record
 
 

@@ -1,67 +1,100 @@
-"What a training survives, and what it refuses. `pytest tests/test_faults.py --record nbs/results/faults` writes down what happened."
+"""What a training survives, and what it refuses.
+`pytest tests/test_faults.py --record nbs/results/faults` writes down what happened."""
 import os, random, signal, subprocess, sys, time
 import pytest, torch
-from conftest import SMALL
 from children import CONFIG, CONTEXT, differing, losses, start, state, together, train
-from maskbit.use.cli import main
+from conftest import SMALL
 from maskbit.base.config import Stage2Config
-from maskbit.base.trees import InputError, change, from_json
 from maskbit.base.monitor import read_log
 from maskbit.base.storage import damage, latest_checkpoint
+from maskbit.base.trees import InputError, change, from_json
+from maskbit.use.cli import main
+
+
+def command(text, *more):
+    "The command `maskbit`, with the words of a text and more of them."
+    main([*text.split(), *more])
+
+
+def until(tell, event, count):
+    "Listen to a child until it has spoken of an event so many times."
+    while count: count -= tell.recv() == event
+
+
+def finish(*args):
+    p = start(*args)
+    p.join()
+    assert p.exitcode == 0
+
+
+def moment(k, rng):
+    "The event of the k-th kill: a step or, within a save, a flush to the disk; and its number."
+    if k % 2: return 'fsync', rng.choice([1, 2, 3, 4, 5, 6, 8, 9, 10, 11])
+    return 'step', rng.randint(1, 5)
 
 
 @pytest.mark.parametrize('kind', CONFIG)
 def test_kill_9_at_twenty_moments(kind, cache, tmp_path, fault):
     config, rng, kills, inside, begun = CONFIG[kind], random.Random(0), 20, 0, time.time()
-    whole = start(kind, tmp_path/'whole', config, cache); whole.join(); assert whole.exitcode == 0
+    whole, killed, steps = tmp_path/'whole', tmp_path/'killed', config.train.steps
+    finish(kind, whole, config, cache)
     for k in range(kills):
         get, tell = CONTEXT.Pipe(duplex=False)
-        p = start(kind, tmp_path/'killed', config, cache, workers=2 * (k % 4 // 2), tell=tell, slow=0.05)
+        p = start(kind, killed, config, cache, workers=2 * (k % 4 // 2), tell=tell, slow=0.05)
         tell.close()
-        event, count = ('fsync', rng.choice([1, 2, 3, 4, 5, 6, 8, 9, 10, 11])) if k % 2 else ('step', rng.randint(1, 5))
-        while count: count -= get.recv() == event
-        time.sleep(rng.uniform(0, 0.01)); p.kill(); p.join()
+        until(get, *moment(k, rng))
+        time.sleep(rng.uniform(0, 0.01))
+        p.kill()
+        p.join()
         assert p.exitcode == -signal.SIGKILL, 'it had finished: killed too late to be a test'
-        inside += bool(list((tmp_path/'killed').glob('**/*.tmp')))
+        inside += bool(list(killed.glob('**/*.tmp')))
     assert inside >= kills // 2
-    last = start(kind, tmp_path/'killed', config, cache); last.join(); assert last.exitcode == 0
-    steps = config.train.steps
-    tensors, rows = differing(state(tmp_path/'whole', steps), state(tmp_path/'killed', steps)), list(zip(losses(tmp_path/'whole'), losses(tmp_path/'killed'), strict=True))
-    assert len(rows) == steps and not tensors and not (lines := [a for a, b in rows if a != b])
-    fault(f'kill -9, {kind}', 'continued each time; final weights, moments, moving average and every loss equal the uninterrupted run to the last bit, with 0 and with 2 loader processes',
-          kills=kills, inside_a_save=inside, steps=steps, differing_tensors=len(tensors), differing_lines_of_the_log=len(lines), seconds=round(time.time() - begun, 1))
-
-
-def until(tell, event, count):
-    while count: count -= tell.recv() == event
+    finish(kind, killed, config, cache)
+    tensors = differing(state(whole, steps), state(killed, steps))
+    rows = list(zip(losses(whole), losses(killed), strict=True))
+    lines = [a for a, b in rows if a != b]
+    assert len(rows) == steps and not tensors and not lines
+    fault(f'kill -9, {kind}', 'continued each time; final weights, moments, moving average and every loss '
+          'equal the uninterrupted run to the last bit, with 0 and with 2 loader processes',
+          kills=kills, inside_a_save=inside, steps=steps, differing_tensors=len(tensors),
+          differing_lines_of_the_log=len(lines), seconds=round(time.time() - begun, 1))
 
 
 @pytest.mark.parametrize('sent', [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda s: s.name)
 def test_a_signal_saves_within_a_step(sent, cache, tmp_path, fault):
     "Also when, as a queue does it, the loader's processes get the signal too."
     config, (get, tell) = change(CONFIG['generator'], {'train.save_every': 1000}), CONTEXT.Pipe(duplex=False)
-    p = start('generator', tmp_path/'run', config, cache, workers=2, tell=tell); tell.close()
+    p = start('generator', tmp_path/'run', config, cache, workers=2, tell=tell)
+    tell.close()
     until(get, 'step', 5)
-    workers = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(p.pid)], capture_output=True, text=True).stdout.split()
+    ps = ['ps', '-o', 'pid=', '--ppid', str(p.pid)]
+    workers = subprocess.run(ps, capture_output=True, text=True).stdout.split()
     assert len(workers) >= 2
-    os.kill(p.pid, signal.SIGSTOP); time.sleep(0.1)                                   # held still, to count the steps it has begun
+    os.kill(p.pid, signal.SIGSTOP)                          # held still, to count the steps it has begun
+    time.sleep(0.1)
     begun = 5
     while get.poll(): begun += get.recv() == 'step'
     for pid in [*workers, p.pid]: os.kill(int(pid), sent)
-    os.kill(p.pid, signal.SIGCONT); p.join()
+    os.kill(p.pid, signal.SIGCONT)
+    p.join()
     assert p.exitcode == 128 + sent
     saved = latest_checkpoint(tmp_path/'run')[0]
     assert saved in (begun, begun + 1), 'after the step it was in, or after the next if it was between two'
-    train('generator', tmp_path/'run', config, cache); train('generator', tmp_path/'whole', config, cache)
+    for name in 'run', 'whole': train('generator', tmp_path/name, config, cache)
     tensors = differing(state(tmp_path/'run', 60), state(tmp_path/'whole', 60))
     assert not tensors
-    fault(f'{sent.name}, one process', f'saved within a step, exit code {p.exitcode}; continued to the same weights', steps_begun=begun, saved_step=saved, exit_code=p.exitcode, differing_tensors=len(tensors))
+    fault(f'{sent.name}, one process',
+          f'saved within a step, exit code {p.exitcode}; continued to the same weights',
+          steps_begun=begun, saved_step=saved, exit_code=p.exitcode, differing_tensors=len(tensors))
 
 
 def run_launch(run, words, after=3, sent=None, victim=None):
-    "`maskbit launch` on two CPU processes; once it has logged `after` steps, `sent` goes to it, or SIGKILL to the worker that `victim` picks. Returns exit code, the steps logged at that moment, and what it printed."
-    command = [sys.executable, '-m', 'maskbit', 'launch', '--gpus', '0', '--processes', '2', '--restarts', '1', '--', *words]
-    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    """`maskbit launch` on two CPU processes; once it has logged `after` steps, `sent` goes to it, or SIGKILL
+    to the worker that `victim` picks. Returns exit code, the steps logged at that moment, and what it
+    printed."""
+    launch = '-m maskbit launch --gpus 0 --processes 2 --restarts 1 --'.split()
+    p = subprocess.Popen([sys.executable, *launch, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
     first, deadline = len(read_log(run)), time.time() + 120
     while len(read_log(run)) < first + after and p.poll() is None and time.time() < deadline: time.sleep(0.01)
     reached = len(read_log(run))
@@ -73,31 +106,43 @@ def run_launch(run, words, after=3, sent=None, victim=None):
 
 def test_signals_and_a_killed_worker_under_torchrun(tmp_path, fault):
     "Nothing is saved on schedule here, only because of the signals and at the end."
-    steps = 150
-    words = ['train-generator', 'tiny', '--out', str(tmp_path/'run'), '--tokens', str(tmp_path/'tokens'), '--train.steps', str(steps), '--train.save-every', '1000', '--train.batch', '4',
-             '--train.log-every', '1', '--model.width', '32', '--model.heads', '2', '--model.depth', '1', '--model.mlp', '64', '--train.precision', 'float32']
-    main(['tokenize', '--tokenizer', 'shapes', '--out', f'{tmp_path}/tokens', '--data.train_size', '64'])
-    for sent in (signal.SIGUSR1, signal.SIGTERM):
-        code, reached, said = run_launch(tmp_path/'run', words, sent=sent)
-        saved = latest_checkpoint(tmp_path/'run')[0]
-        assert code == 128 + sent and 'Traceback' not in said and 'continues a training from its last checkpoint' in said
+    run, whole, tokens, steps = tmp_path/'run', tmp_path/'whole', tmp_path/'tokens', 150
+    words = [*f'train-generator tiny --out {run} --tokens {tokens} --train.steps {steps}'.split(),
+             *'--train.save-every 1000 --train.log-every 1 --train.batch 4 --train.precision float32'.split(),
+             *'--model.width 32 --model.heads 2 --model.depth 1 --model.mlp 64'.split()]
+    command(f'tokenize --tokenizer shapes --out {tokens} --data.train_size 64')
+    for sent in signal.SIGUSR1, signal.SIGTERM:
+        code, reached, said = run_launch(run, words, sent=sent)
+        saved = latest_checkpoint(run)[0]
+        assert code == 128 + sent and 'Traceback' not in said
+        assert 'continues a training from its last checkpoint' in said
         assert reached <= saved < steps
-        fault(f'{sent.name}, two processes under torchrun', f'both saved the same step and ended; exit code {code} of launch', sent_after_step=reached, saved_step=saved, exit_code=code)
-    def first_worker(): return int((tmp_path/'run/lock').read_text().split()[0])                  # it holds the lock of the run
-    code, killed_after, said = run_launch(tmp_path/'run', words, victim=first_worker)
+        fault(f'{sent.name}, two processes under torchrun',
+              f'both saved the same step and ended; exit code {code} of launch',
+              sent_after_step=reached, saved_step=saved, exit_code=code)
+
+    def first_worker(): return int((run/'lock').read_text().split()[0])     # it holds the lock of the run
+    code, killed_after, said = run_launch(run, words, victim=first_worker)
     assert code == 0 and 'exitcode: -9' in said
-    config = from_json(Stage2Config, (tmp_path/'run/config.json').read_bytes())
-    assert together('generator', tmp_path/'whole', config, tmp_path/'tokens') == [0, 0]
-    tensors = differing(state(tmp_path/'run', steps), state(tmp_path/'whole', steps))
-    assert not tensors and losses(tmp_path/'run') == losses(tmp_path/'whole')
-    fault('kill -9 of one of two workers', 'torchrun started both again; they continued from the last checkpoint to the weights and losses of an uninterrupted run of two processes, to the last bit',
+    config = from_json(Stage2Config, (run/'config.json').read_bytes())
+    assert together('generator', whole, config, tokens) == [0, 0]
+    tensors = differing(state(run, steps), state(whole, steps))
+    assert not tensors and losses(run) == losses(whole)
+    fault('kill -9 of one of two workers', 'torchrun started both again; they continued from the last '
+          'checkpoint to the weights and losses of an uninterrupted run of two processes, to the last bit',
           checkpoint=saved, killed_after_step=killed_after, steps=steps, differing_tensors=len(tensors))
 
 
-DAMAGE = {
-    'truncated': lambda f: f.write_bytes(f.read_bytes()[:f.stat().st_size // 2]),
-    'altered': lambda f: f.write_bytes(f.read_bytes()[:-9] + bytes([f.read_bytes()[-9] ^ 1]) + f.read_bytes()[-8:]),
-    'missing': lambda f: f.unlink()}
+def alter(file):
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 1
+    file.write_bytes(data)
+
+
+def truncate(file): os.truncate(file, file.stat().st_size // 2)
+
+
+DAMAGE = {'truncated': truncate, 'altered': alter, 'missing': os.unlink}
 
 
 @pytest.mark.parametrize('how', DAMAGE)
@@ -112,7 +157,9 @@ def test_a_damaged_checkpoint_is_passed_over(how, file, cache, tmp_path, capsys,
     assert 'Passing over a damaged checkpoint: step-00000006' in capsys.readouterr().out
     tensors = differing(whole, state(tmp_path/'run', 6))
     assert not tensors and damage(tmp_path/'run/checkpoints/step-00000006') is None
-    fault(f'{file} of the newest checkpoint {how}', 'recognised, named, and the one before used; the same final weights', differing_tensors=len(tensors))
+    fault(f'{file} of the newest checkpoint {how}',
+          'recognised, named, and the one before used; the same final weights',
+          differing_tensors=len(tensors))
 
 
 class OneBad:
@@ -126,48 +173,66 @@ class OneBad:
 
 
 def test_two_processes_skip_a_bad_batch_together(cache, tmp_path, fault):
-    "One image of one process is broken; tokenizer, discriminator with its batch normalization, and LeCam stay as they were."
+    """One image of one process is broken; tokenizer, discriminator with its batch normalization, and LeCam
+    stay as they were."""
     from maskbit.base.counters import Order
     from maskbit.base.shapes import Shapes
-    config = change(CONFIG['tokenizer'], {'train.steps': 6, 'train.save_every': 1, 'train.keep': 6, 'loss.gan_start': 0, 'discriminator.kind': 'patchgan'})
-    bad = Order(64)[4 * 4 + 3]                                                       # the last sample of step 5: of the second process
-    assert together('tokenizer', tmp_path/'run', config, cache, data=OneBad(Shapes(16, length=64), bad)) == [0, 0]
-    moved = [[k for k in a if not torch.equal(a[k], b[k]) and k != 'ema.n_averaged'] for a, b in zip(*[[state(tmp_path/'run', n) for n in r] for r in (range(1, 6), range(2, 7))])]
+    config = change(CONFIG['tokenizer'], {'train.steps': 6, 'train.save_every': 1, 'train.keep': 6,
+                                          'loss.gan_start': 0, 'discriminator.kind': 'patchgan'})
+    bad = Order(64)[4 * 4 + 3]                      # the last sample of step 5: of the second process
+    data = OneBad(Shapes(16, length=64), bad)
+    assert together('tokenizer', tmp_path/'run', config, cache, data=data) == [0, 0]
+    states = [state(tmp_path/'run', n) for n in range(1, 7)]
+    moved = [[k for k in differing(a, b) if k != 'ema.n_averaged'] for a, b in zip(states, states[1:])]
     assert [bool(m) for m in moved] == [True, True, True, False, True]
-    assert {k.split('.')[0] for k in moved[-1]} == {'extra', 'ema', 'tokenizer', 'discriminator'} and 'discriminator.model.main.3.running_mean' in moved[-1]
+    assert {k.split('.')[0] for k in moved[-1]} == {'extra', 'ema', 'tokenizer', 'discriminator'}
+    assert 'discriminator.model.main.3.running_mean' in moved[-1]
     row = losses(tmp_path/'run')[4]
     assert row['step'] == 5 and bad in row['skipped']['5'] and 'reconstruction' not in row
-    fault('a batch with a NaN', 'skipped by both processes of two, though only one had seen it; nothing moved; named in the log with its samples', tensors_moved=len(moved[3]), tensors_moved_in_the_next_step=len(moved[4]))
+    fault('a batch with a NaN', 'skipped by both processes of two, though only one had seen it; nothing '
+          'moved; named in the log with its samples',
+          tensors_moved=len(moved[3]), tensors_moved_in_the_next_step=len(moved[4]))
 
 
 def test_too_many_bad_batches_end_the_run(tmp_path, cache, capsys, fault):
     from maskbit.base.shapes import Shapes
     class AllBad(Shapes):
-        def fetch(self, indices, numbers): b = super().fetch(indices, numbers); return b | {'images': b['images'] + (torch.nan if numbers[0] >= 12 else 0)}
+        def fetch(self, indices, numbers):
+            b = super().fetch(indices, numbers)
+            if numbers[0] >= 12: b['images'] = b['images'] + torch.nan
+            return b
     config = change(CONFIG['tokenizer'], {'train.steps': 40, 'train.max_skipped': 5})
-    with pytest.raises(InputError, match='Training stopped at step 9: 6 steps in a row .* the last good checkpoint is step-00000008: try a lower learning rate'):
+    says = ('Training stopped at step 9: 6 steps in a row .* the last good checkpoint is step-00000008: '
+            'try a lower learning rate')
+    with pytest.raises(InputError, match=says):
         train('tokenizer', tmp_path/'run', config, cache, data=AllBad(16, length=64))
     assert 'Step 4 was skipped' in capsys.readouterr().out
-    fault('more than max_skipped bad batches in a row', 'the run ended, with the reason and the last good checkpoint', max_skipped=5, ended_at_step=9)
+    fault('more than max_skipped bad batches in a row',
+          'the run ended, with the reason and the last good checkpoint', max_skipped=5, ended_at_step=9)
 
 
 def test_a_second_process_is_refused(cache, tmp_path, fault):
-    get, tell = CONTEXT.Pipe(duplex=False)
-    first = start('generator', tmp_path/'run', change(CONFIG['generator'], {'train.steps': 100_000}), cache, workers=2, tell=tell); tell.close()
-    until(get, 'step', 2)
-    with pytest.raises(InputError, match=f'Another process \\({first.pid} on .*\\) is training in'): train('generator', tmp_path/'run', change(CONFIG['generator'], {'train.steps': 100_000}), cache)
-    first.kill(); first.join()
-    train('generator', tmp_path/'other', change(CONFIG['generator'], {'train.steps': 2}), cache)
     from maskbit.base.runs import lock_run
+    config, (get, tell) = change(CONFIG['generator'], {'train.steps': 100_000}), CONTEXT.Pipe(duplex=False)
+    first = start('generator', tmp_path/'run', config, cache, workers=2, tell=tell)
+    tell.close()
+    until(get, 'step', 2)
+    with pytest.raises(InputError, match=f'Another process \\({first.pid} on .*\\) is training in'):
+        train('generator', tmp_path/'run', config, cache)
+    first.kill()
+    first.join()
+    train('generator', tmp_path/'other', change(config, {'train.steps': 2}), cache)
     with lock_run(tmp_path/'run'): pass
-    fault('a second process on the same folder', 'refused, with the number of the first; free again as soon as the first was killed, with its loader processes still alive')
+    fault('a second process on the same folder', 'refused, with the number of the first; free again as soon '
+          'as the first was killed, with its loader processes still alive')
 
 
 @pytest.mark.skipif(not os.path.isdir('/sys'), reason='needs a file system that refuses to write')
 def test_a_read_only_folder(cache, capsys, fault):
-    with pytest.raises(SystemExit) as e: main(['train-tokenizer', 'tiny', '--out', '/sys/maskbit'])
+    with pytest.raises(SystemExit) as e: command('train-tokenizer tiny --out /sys/maskbit')
     assert e.value.code == 2 and 'Cannot write to /sys/maskbit' in capsys.readouterr().err
-    fault('a folder that cannot be written', 'refused before anything was trained, exit code 2', exit_code=2)
+    fault('a folder that cannot be written', 'refused before anything was trained, exit code 2',
+          exit_code=2)
 
 
 FULL = """
@@ -188,16 +253,22 @@ main(sys.argv[2:])
 
 
 def test_a_full_disk(tmp_path, fault):
-    "A real one of 8 MB where a file system may be mounted; test_job has a limit on the size of files for everybody."
-    disk, command = tmp_path/'disk', ['train-tokenizer', 'tiny', '--out', f'{tmp_path}/disk/t', *SMALL]
+    "A real one of 8 MB where a file system may be mounted; test_job limits the size of files for everybody."
+    disk, words = tmp_path/'disk', ['train-tokenizer', 'tiny', '--out', f'{tmp_path}/disk/t', *SMALL]
     disk.mkdir()
-    mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'maskbit', str(disk)], capture_output=True).returncode == 0
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=8m', 'maskbit', str(disk)]
+    mounted = subprocess.run(mount, capture_output=True).returncode == 0
     if not mounted: pytest.skip('may not mount a file system')
     try:
-        failed = subprocess.run([sys.executable, '-c', FULL, str(disk), *command], capture_output=True, text=True)
-        assert failed.returncode == 2 and 'No space left on device' in failed.stderr and 'the last good checkpoint is step-00000002' in failed.stderr and 'Traceback' not in failed.stderr
+        full = [sys.executable, '-c', FULL, str(disk), *words]
+        failed = subprocess.run(full, capture_output=True, text=True)
+        assert failed.returncode == 2 and 'Traceback' not in failed.stderr
+        assert 'No space left on device' in failed.stderr
+        assert 'the last good checkpoint is step-00000002' in failed.stderr
         assert latest_checkpoint(disk/'t')[0] == 2
-        (disk/'ballast').unlink(); main(command)
+        (disk/'ballast').unlink()
+        main(words)
         assert latest_checkpoint(disk/'t')[0] == 6
     finally: subprocess.run(['umount', str(disk)], check=True)
-    fault('a full disk', 'the run ended with exit code 2 and named the last good checkpoint; with space again it continued to its end', exit_code=2, last_good_step=2)
+    fault('a full disk', 'the run ended with exit code 2 and named the last good checkpoint; with space '
+          'again it continued to its end', exit_code=2, last_good_step=2)

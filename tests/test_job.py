@@ -1,5 +1,7 @@
-"The main job through the command line: on a folder of photographs, stopped and continued, and with everything wrong that can be."
+"""The main job through the command line: on a folder of photographs, stopped and continued, and with
+everything wrong that can be."""
 import json, os, signal, subprocess, sys, time
+from dataclasses import replace
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
@@ -7,53 +9,66 @@ from conftest import SMALL, SMALL_GENERATOR
 from maskbit.use.cli import main
 
 
-def same(a, b): return (a/'model'/'model.safetensors').read_bytes() == (b/'model'/'model.safetensors').read_bytes()
+def command(text, *more):
+    "The command `maskbit`, with the words of a text and more of them."
+    main([*text.split(), *more])
 
 
-def test_folder_of_photographs(photos, tmp_path, capsys):
-    main(['train-tokenizer', 'tiny', '--out', f'{tmp_path}/t', '--data.images', str(photos), *SMALL])
+def same(a, b):
+    "Are the weights of two runs the same?"
+    return (a/'model/model.safetensors').read_bytes() == (b/'model/model.safetensors').read_bytes()
+
+
+def test_folder_of_photographs(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command('train-tokenizer tiny --out t --data.images photos', *SMALL)
     said = capsys.readouterr().out
     assert '12 images, 3 files left out.' in said and 'empty.jpg: empty file' in said
-    main(['tokenize', '--tokenizer', f'{tmp_path}/t/model', '--data.images', str(photos), '--out', f'{tmp_path}/tokens', '--views', '2'])
-    main(['train-generator', 'tiny', '--tokens', f'{tmp_path}/tokens', '--out', f'{tmp_path}/g', *SMALL_GENERATOR])
-    main(['sample', '--generator', f'{tmp_path}/g/model', '--tokenizer', f'{tmp_path}/t/model', '--out', f'{tmp_path}/grid.png', '--columns', '3', '--steps', '4'])
-    assert Image.open(tmp_path/'grid.png').size == (3 * 33 + 1, 2 * 33 + 1)
-    main(['evaluate', '--generator', f'{tmp_path}/g/model', '--tokenizer', f'{tmp_path}/t/model', '--data.images', str(photos), '--out', f'{tmp_path}/metrics.json'])
+    command('tokenize --tokenizer t/model --data.images photos --out tokens --views 2')
+    command('train-generator tiny --tokens tokens --out g', *SMALL_GENERATOR)
+    models = '--generator g/model --tokenizer t/model'
+    command(f'sample {models} --out grid.png --columns 3 --steps 4')
+    assert Image.open('grid.png').size == (3 * 33 + 1, 2 * 33 + 1)
+    command(f'evaluate {models} --data.images photos --out metrics.json')
     found = json.loads((tmp_path/'metrics.json').read_text())
-    assert found['metrics']['images'] == 12 and found['metrics']['frechet_shapes of samples'] > 0 and found['settings']['count'] == 1000
-    main(['convert', '--source', f'{tmp_path}/g/model', '--out', f'{tmp_path}/g.safetensors'])
-    assert 'prediction_layer.weight' in load_file(tmp_path/'g.safetensors')
+    assert found['metrics']['images'] == 12 and found['settings']['count'] == 1000
+    assert found['metrics']['frechet_shapes of samples'] > 0
+    command('convert --source g/model --out g.safetensors')
+    assert 'prediction_layer.weight' in load_file('g.safetensors')
 
 
 def test_no_sub_folders_means_one_class(photos, tmp_path):
-    main(['tokenize', '--tokenizer', 'shapes', '--data.images', str(photos/'left'), '--out', f'{tmp_path}/tokens'])
+    command(f'tokenize --tokenizer shapes --data.images {photos}/left --out {tmp_path}/tokens')
     from maskbit.stage2.token_cache import TokenCache
     assert TokenCache(tmp_path/'tokens').classes == ['left']
 
 
 def test_a_stopped_run_continues_to_the_same_weights(tmp_path):
-    def command(out): return [sys.executable, '-m', 'maskbit', 'train-tokenizer', 'tiny', '--out', str(out), *SMALL, '--train.steps', '40', '--loss.gan_start', '10']
-    env = os.environ | {'OMP_NUM_THREADS': '1'}
-    subprocess.run(command(tmp_path/'whole'), check=True, env=env, capture_output=True)
-    run = subprocess.Popen(command(tmp_path/'stopped'), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    whole, stopped, env = tmp_path/'whole', tmp_path/'stopped', os.environ | {'OMP_NUM_THREADS': '1'}
+    def training(out):
+        return [sys.executable, '-m', 'maskbit', 'train-tokenizer', 'tiny', '--out', str(out), *SMALL,
+                '--train.steps', '40', '--loss.gan_start', '10']
+    subprocess.run(training(whole), check=True, env=env, capture_output=True)
+    heard = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = subprocess.Popen(training(stopped), env=env, **heard)
     deadline = time.time() + 120
-    while len(list((tmp_path/'stopped').glob('checkpoints/*'))) < 2 and time.time() < deadline: time.sleep(0.02)
+    while len(list(stopped.glob('checkpoints/*'))) < 2 and time.time() < deadline: time.sleep(0.02)
     run.send_signal(signal.SIGINT)
     said, _ = run.communicate(timeout=60)
-    assert not (tmp_path/'stopped'/'checkpoints'/'step-00000040').exists(), 'stopped too late to be a test'
+    assert not (stopped/'checkpoints/step-00000040').exists(), 'stopped too late to be a test'
     assert run.returncode == 130 and 'continues a training from its last checkpoint' in said
-    subprocess.run(command(tmp_path/'stopped'), check=True, env=env, capture_output=True)
-    assert same(tmp_path/'whole', tmp_path/'stopped')
+    subprocess.run(training(stopped), check=True, env=env, capture_output=True)
+    assert same(whole, stopped)
 
 
 def test_a_stopped_generator_continues_to_the_same_weights(tmp_path):
-    main(['tokenize', '--tokenizer', 'shapes', '--out', f'{tmp_path}/tokens', '--data.train_size', '64'])
+    command(f'tokenize --tokenizer shapes --out {tmp_path}/tokens --data.train_size 64')
     from maskbit.base.presets import STAGE2
     from maskbit.stage2.generator_training import train_generator
     from maskbit.stage2.token_cache import TokenCache
-    from dataclasses import replace
     c = STAGE2['tiny']
-    c = replace(c, model=replace(c.model, width=32, heads=2, depth=1, mlp=64), train=replace(c.train, steps=6, batch=4, microbatch=2, save_every=2))
+    c = replace(c, model=replace(c.model, width=32, heads=2, depth=1, mlp=64),
+                train=replace(c.train, steps=6, batch=4, microbatch=2, save_every=2))
     cache = TokenCache(tmp_path/'tokens')
     train_generator(c, cache, tmp_path/'whole', quiet=True)
 
@@ -64,31 +79,32 @@ def test_a_stopped_generator_continues_to_the_same_weights(tmp_path):
             if self.asked > 7: raise KeyboardInterrupt
             return super().fetch(*args)
 
-    with pytest.raises(KeyboardInterrupt): train_generator(c, Interrupted(tmp_path/'tokens'), tmp_path/'stopped', quiet=True)
-    assert not (tmp_path/'stopped'/'checkpoints'/'step-00000006').exists()
+    with pytest.raises(KeyboardInterrupt):
+        train_generator(c, Interrupted(tmp_path/'tokens'), tmp_path/'stopped', quiet=True)
+    assert not (tmp_path/'stopped/checkpoints/step-00000006').exists()
     train_generator(c, cache, tmp_path/'stopped', quiet=True)
     assert same(tmp_path/'whole', tmp_path/'stopped')
 
 
 WRONG = {
-    'no folder': (['tokenize', '--tokenizer', 'shapes', '--out', 'x', '--data.images', 'nowhere'], 'There is no folder nowhere'),
-    'no preset': (['train-tokenizer', 'paper-11bit', '--out', 'x'], 'paper-11bit'),
-    'no field': (['train-tokenizer', 'tiny', '--out', 'x', '--model.bit', '10'], '--model.bit'),
-    'not a number': (['train-tokenizer', 'tiny', '--out', 'x', '--model.bits', 'ten'], 'ten'),
-    'groups': (['train-generator', 'tiny', '--tokens', 'x', '--out', 'y', '--model.groups', '5'], 'choose a divisor of 12'),
-    'stride': (['train-tokenizer', 'tiny', '--out', 'x', '--model.resolution', '30'], 'choose a multiple of 4'),
-    'no tokenizer': (['tokenize', '--tokenizer', 'nowhere', '--out', 'x'], "There is no tokenizer 'nowhere'"),
-    'no cache': (['train-generator', 'tiny', '--tokens', 'nowhere', '--out', 'x'], 'nowhere'),
-    'no such label': (['sample', '--generator', 'shapes', '--tokenizer', 'shapes', '--out', 'x.png', '--labels', '10'], '10'),
-    'nothing released': (['convert', '--source', 'maskbit_tokenizer_11bit', '--out', 'x'], 'maskbit_tokenizer_12bit'),
-    'no inception': (['evaluate', '--tokenizer', 'shapes', '--inception', 'nowhere.pth'], 'nowhere.pth'),
+    'no folder': ('tokenize --tokenizer shapes --out x --data.images nowhere', 'There is no folder nowhere'),
+    'no preset': ('train-tokenizer paper-11bit --out x', 'paper-11bit'),
+    'no field': ('train-tokenizer tiny --out x --model.bit 10', '--model.bit'),
+    'not a number': ('train-tokenizer tiny --out x --model.bits ten', 'ten'),
+    'groups': ('train-generator tiny --tokens x --out y --model.groups 5', 'choose a divisor of 12'),
+    'stride': ('train-tokenizer tiny --out x --model.resolution 30', 'choose a multiple of 4'),
+    'no tokenizer': ('tokenize --tokenizer nowhere --out x', "There is no tokenizer 'nowhere'"),
+    'no cache': ('train-generator tiny --tokens nowhere --out x', 'nowhere'),
+    'no such label': ('sample --generator shapes --tokenizer shapes --out x.png --labels 10', '10'),
+    'nothing released': ('convert --source maskbit_tokenizer_11bit --out x', 'maskbit_tokenizer_12bit'),
+    'no inception': ('evaluate --tokenizer shapes --inception nowhere.pth', 'nowhere.pth'),
 }
 
 
-@pytest.mark.parametrize('args, says', WRONG.values(), ids=WRONG)
-def test_one_sentence_that_says_what_to_do(args, says, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize('words, says', WRONG.values(), ids=WRONG)
+def test_one_sentence_that_says_what_to_do(words, says, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as e: main(args)
+    with pytest.raises(SystemExit) as e: command(words)
     assert e.value.code == 2
     said = capsys.readouterr()
     assert says in said.err + said.out and 'Traceback' not in said.err
@@ -97,26 +113,31 @@ def test_one_sentence_that_says_what_to_do(args, says, tmp_path, capsys, monkeyp
 
 def test_an_empty_class_is_named(photos, tmp_path, capsys):
     (photos/'none').mkdir()
-    with pytest.raises(SystemExit): main(['tokenize', '--tokenizer', 'shapes', '--out', f'{tmp_path}/x', '--data.images', str(photos)])
+    with pytest.raises(SystemExit):
+        command(f'tokenize --tokenizer shapes --out {tmp_path}/x --data.images {photos}')
     assert 'The class none' in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_not_loaded(tmp_path, capsys):
-    main(['train-tokenizer', 'tiny', '--out', f'{tmp_path}/t', *SMALL])
-    file = tmp_path/'t'/'model'/'model.safetensors'
-    data = bytearray(file.read_bytes()); data[-1] ^= 1; file.write_bytes(data)
-    with pytest.raises(SystemExit): main(['tokenize', '--tokenizer', f'{tmp_path}/t/model', '--out', f'{tmp_path}/x'])
+    command(f'train-tokenizer tiny --out {tmp_path}/t', *SMALL)
+    file = tmp_path/'t/model/model.safetensors'
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(SystemExit):
+        command(f'tokenize --tokenizer {tmp_path}/t/model --out {tmp_path}/x')
     assert 'model.safetensors' in capsys.readouterr().err
 
 
 FULL = """
 import resource, signal, sys
-from maskbit.use.cli import main
 from maskbit.base.shapes import Shapes
+from maskbit.use.cli import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 fetch = Shapes.fetch
 def full_later(self, indices, numbers=None):
-    if numbers[0] >= 12: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))   # from step 4 on no file grows beyond 20 kB
+    if numbers[0] >= 12:                        # from step 4 on no file grows beyond 20 kB
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     return fetch(self, indices, numbers)
 Shapes.fetch = full_later
 main(sys.argv[1:])
@@ -126,17 +147,19 @@ main(sys.argv[1:])
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     "A limit on the size of files stands in for the full disk: the write fails half-way, as it would there."
     from maskbit.base.storage import latest_checkpoint
-    command = ['train-tokenizer', 'tiny', '--out', f'{tmp_path}/t', *SMALL]
-    failed = subprocess.run([sys.executable, '-c', FULL, *command], capture_output=True, text=True)
-    assert failed.returncode == 2 and 'the last good checkpoint is step-00000002' in failed.stderr and 'Traceback' not in failed.stderr
+    words = ['train-tokenizer', 'tiny', '--out', f'{tmp_path}/t', *SMALL]
+    failed = subprocess.run([sys.executable, '-c', FULL, *words], capture_output=True, text=True)
+    assert failed.returncode == 2 and 'Traceback' not in failed.stderr
+    assert 'the last good checkpoint is step-00000002' in failed.stderr
     assert latest_checkpoint(tmp_path/'t')[0] == 2
-    main(command)
+    main(words)
     assert latest_checkpoint(tmp_path/'t')[0] == 6
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, capsys):
     (tmp_path/'file').touch()
-    with pytest.raises(SystemExit): main(['train-tokenizer', 'tiny', '--out', f'{tmp_path}/file/t', *SMALL])
+    with pytest.raises(SystemExit): command(f'train-tokenizer tiny --out {tmp_path}/file/t', *SMALL)
     assert 'Cannot write to' in capsys.readouterr().err
-    with pytest.raises(SystemExit): main(['tokenize', '--tokenizer', 'shapes', '--out', f'{tmp_path}/file/x', '--data.train_size', '8'])
+    with pytest.raises(SystemExit):
+        command(f'tokenize --tokenizer shapes --out {tmp_path}/file/x --data.train_size 8')
     assert 'could not be read or written' in capsys.readouterr().err

@@ -6,12 +6,12 @@
 __all__ = ['GPUS', 'PAPER', 'image_flops', 'memory', 'paper_utilisation', 'RunPlan', 'plan', 'plan_text']
 
 # %% ../../nbs/use/60_plan.ipynb #imports
-import dataclasses, functools
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 import torch
+from ..base.loader import split_batch
 from ..base.presets import STAGE1, STAGE2, preset
 from ..base.trees import check
-from ..base.loader import split_batch
 from ..stage1.discriminator import DISCRIMINATORS
 from ..stage1.steps import build
 from ..stage1.tokenizer import Tokenizer
@@ -26,15 +26,36 @@ def _flops(net, *inputs):
 
 
 def _perceptual(name):
-    "The frozen network of the perceptual loss on the current device, without its weights; None if there is none."
+    "The frozen network of the perceptual loss on the current device, without its weights, or None."
     from torchvision.models import resnet50, vgg16
     from maskbit.base.classifier import Classifier
-    return {'resnet50': resnet50, 'lpips': lambda: vgg16().features, 'shapes': Classifier, 'none': lambda: None}[name.partition('-')[0]]()
+    networks = {'resnet50': resnet50, 'lpips': lambda: vgg16().features, 'shapes': Classifier}
+    return None if name == 'none' else networks[name.partition('-')[0]]()
 
 
 def _generator_input(c): # `GeneratorConfig`
-    shape = 1, c.positions, c.groups
-    return torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool), torch.zeros(1, dtype=torch.long)
+    groups = torch.zeros(1, c.positions, c.groups, dtype=torch.long)
+    return groups, groups.bool(), torch.zeros(1, dtype=torch.long)
+
+# %% ../../nbs/use/60_plan.ipynb #image-flops
+def _tokenizer_flops(config):
+    "{part: operations for one training image} of Stage I, averaged over the run."
+    g, side = build(config), config.model.resolution
+    with torch.device('meta'):
+        net = _perceptual(config.loss.perceptual)
+        seen = _flops(net.eval(), torch.empty(1, 3, side, side)) if net else 0
+    share = max(0, 1 - config.loss.gan_start / config.train.steps) # of the steps, with a discriminator
+    encoder, decoder, judge = (g[f'{part} GFLOP'] * 1e9 for part in ('encoder', 'decoder', 'judge'))
+    return {'tokenizer': 3 * (encoder + decoder), 'perceptual': 3 * seen,
+            'discriminator': 8 * share * judge}
+
+
+def _generator_flops(config, encoder):
+    "The same of Stage II."
+    with torch.device('meta'):
+        forward = _flops(make_generator(config.model).eval(), *_generator_input(config.model))
+    parts = {'generator': 3 * forward}
+    return parts | {'encoder': build(encoder)['encoder GFLOP'] * 1e9} if encoder else parts
 
 
 @functools.cache
@@ -42,67 +63,99 @@ def image_flops(stage,          # tokenizer or generator
                 config,         # its configuration
                 encoder=None):  # of Stage II without a cache: the `Stage1Config` of the tokenizer
     "{part: operations for one training image}, averaged over the run."
-    if stage == 'generator':
-        with torch.device('meta'): forward = _flops(make_generator(config.model).eval(), *_generator_input(config.model))
-        return {'generator': 3 * forward} | ({'encoder': build(encoder)['encoder GFLOP'] * 1e9} if encoder else {})
-    g, side = {k: v * 1e9 for k, v in build(config).items() if k.endswith('GFLOP')}, config.model.resolution
-    with torch.device('meta'): net = _perceptual(config.loss.perceptual); seen = _flops(net.eval(), torch.empty(1, 3, side, side)) if net else 0
-    share = max(0, 1 - config.loss.gan_start / config.train.steps)
-    return {'tokenizer': 3 * (g['encoder GFLOP'] + g['decoder GFLOP']), 'perceptual': 3 * seen, 'discriminator': 8 * share * g['judge GFLOP']}
+    return _generator_flops(config, encoder) if stage == 'generator' else _tokenizer_flops(config)
 
-# %% ../../nbs/use/60_plan.ipynb #memory
+# %% ../../nbs/use/60_plan.ipynb #kept
 def _kept(net, *inputs):
     "Bytes that autograd keeps of one forward pass."
-    own, seen, alive = {p.untyped_storage()._cdata for p in net.parameters()}, {}, []
+    own = {p.untyped_storage()._cdata for p in net.parameters()}
+    tokens, seen, alive = inputs[0].dtype == torch.long, {}, []
+
     def pack(t):
-        alive.append(t)
-        square = t.ndim == 4 and t.shape[-1] == t.shape[-2] and inputs[0].dtype == torch.long      # attention matrices
-        if t.untyped_storage()._cdata not in own and not square: seen[t.untyped_storage()._cdata] = t.untyped_storage().nbytes()
+        alive.append(t)                                     # no two storages at one address
+        storage = t.untyped_storage()
+        attention = tokens and t.ndim == 4 and t.shape[-1] == t.shape[-2]
+        if storage._cdata not in own and not attention: seen[storage._cdata] = storage.nbytes()
         return t
+
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): alive.append(net(*inputs))
     return sum(seen.values())
 
 
+def _size(net): return sum(p.numel() for p in net.parameters())
+
+# %% ../../nbs/use/60_plan.ipynb #memory
+def _generator_memory(config, ddp, encoder):
+    "What `memory` says of Stage II, with `ddp` more bytes for each trained parameter."
+    net = make_generator(config.model)
+    frozen = _size(Tokenizer(encoder.model)) if encoder else 0
+    fixed = (20 + ddp) * _size(net) + 4 * frozen
+    return fixed, _kept(net.train(), *_generator_input(config.model)), {'generator': _size(net)}
+
+
+def _tokenizer_memory(config, ddp):
+    "The same of Stage I."
+    c, net = config.model, _perceptual(config.loss.perceptual)
+    tok, judge = Tokenizer(c), DISCRIMINATORS[config.discriminator.kind](config.discriminator)
+    image = torch.empty(1, 3, c.resolution, c.resolution, requires_grad=True)
+    latent = torch.empty(1, c.latent, c.side, c.side, requires_grad=True)
+    sizes = {'tokenizer': _size(tok), 'discriminator': _size(judge)}
+    fixed = (20 + ddp) * sizes['tokenizer'] + (16 + ddp) * sizes['discriminator']
+    kept = _kept(tok.encoder, image) + _kept(tok.decoder, latent) + _kept(judge, image)
+    if net is None: return fixed, kept, sizes
+    sizes['perceptual, frozen'] = _size(net)
+    return fixed + 4 * _size(net), kept + _kept(net.eval().requires_grad_(False), image), sizes
+
+
 @functools.cache
 def memory(stage, config, gpus=1, encoder=None):
-    "(bytes a GPU needs whatever the batch, bytes for each image of the microbatch, parameters of the trained networks)."
+    """(bytes a GPU needs whatever the batch, bytes for each image of the microbatch, parameters of
+    the networks)."""
     ddp = 4 if gpus > 1 else 0
     with torch.device('meta'):
-        if stage == 'generator':
-            net = make_generator(config.model); size = sum(p.numel() for p in net.parameters())
-            frozen = sum(p.numel() for p in Tokenizer(encoder.model).parameters()) if encoder else 0
-            return (20 + ddp) * size + 4 * frozen, _kept(net.train(), *_generator_input(config.model)), {'generator': size}
-        c, tok, judge, net = config.model, Tokenizer(config.model), DISCRIMINATORS[config.discriminator.kind](config.discriminator), _perceptual(config.loss.perceptual)
-        image, latent = torch.empty(1, 3, c.resolution, c.resolution, requires_grad=True), torch.empty(1, c.latent, c.side, c.side, requires_grad=True)
-        sizes = {'tokenizer': tok, 'discriminator': judge} | ({'perceptual, frozen': net} if net else {})
-        sizes = {k: sum(p.numel() for p in m.parameters()) for k, m in sizes.items()}
-        kept = _kept(tok.encoder, image) + _kept(tok.decoder, latent) + _kept(judge, image) + (_kept(net.eval().requires_grad_(False), image) if net else 0)
-        return (20 + ddp) * sizes['tokenizer'] + (16 + ddp) * sizes['discriminator'] + 4 * sizes.get('perceptual, frozen', 0), kept, sizes
+        if stage == 'generator': return _generator_memory(config, ddp, encoder)
+        return _tokenizer_memory(config, ddp)
 
 # %% ../../nbs/use/60_plan.ipynb #gpus
-GPUS = {'A100': (312, 80), 'H100': (989, 80), 'H200': (989, 141), 'L40S': (362, 48), 'RTX-4090': (165, 24)}   # dense bfloat16 TFLOP/s and GB, from their data sheets
-PAPER = {'tokenizer': (32, 4.5), 'generator': (64, 4.2)}                                                      # A100 GPUs and days, 1.35M steps
+# dense bfloat16 TFLOP/s and GB, from their data sheets
+GPUS = {'A100': (312, 80), 'H100': (989, 80), 'H200': (989, 141), 'L40S': (362, 48), 'RTX-4090': (165, 24)}
+# A100 GPUs and days, 1.35M steps
+PAPER = {'tokenizer': (32, 4.5), 'generator': (64, 4.2)}
 
 
 def paper_utilisation(stage,        # tokenizer or generator
                       cached=False): # of Stage II: are the tokens cached?
-    "The share of its GPUs' peak that the paper's run of 12 bits reached, and its images per second and GPU."
+    "The share of the peak that the paper's 12-bit run reached, and its images per second and GPU."
     (gpus, days), config = PAPER[stage], (STAGE1 if stage == 'tokenizer' else STAGE2)['paper-12bit']
     rate = config.train.steps * config.train.batch / (days * 86400) / gpus
     encoder = None if cached or stage == 'tokenizer' else STAGE1['paper-12bit']
     return rate * sum(image_flops(stage, config, encoder).values()) / (GPUS['A100'][0] * 1e12), rate
 
-# %% ../../nbs/use/60_plan.ipynb #plan
+# %% ../../nbs/use/60_plan.ipynb #run-plan
 @dataclass(frozen=True)
 class RunPlan:
     "What a run is expected to cost; sizes in bytes, rates in images per second over all GPUs."
-    name: str; gpus: int; gpu: str; utilisation: float; batch: int; microbatch: int; slices: int; steps: int
-    parameters: dict; flops: dict; fixed: int; each: int; rate: float; days: float
+    name: str          # stage and preset
+    gpus: int          # number of them
+    gpu: str           # which, of `GPUS`
+    utilisation: float # share of the peak that is assumed
+    batch: int         # images per step
+    microbatch: int    # images per GPU at a time
+    slices: int        # of a step
+    steps: int         # of the run
+    parameters: dict   # {network: parameters}
+    flops: dict        # {part: operations for one image}
+    fixed: int         # bytes of a GPU whatever the batch
+    each: int          # bytes for each image of the microbatch
+    rate: float        # images per second
+    days: float        # of the run
 
     @property
-    def largest(self): return int((GPUS[self.gpu][1] * 1e9 * 0.9 - self.fixed) // self.each)     # microbatch, leaving a tenth free
+    def largest(self):
+        "The largest microbatch that leaves a tenth of the memory free."
+        return int((GPUS[self.gpu][1] * 1e9 * 0.9 - self.fixed) // self.each)
 
-
+# %% ../../nbs/use/60_plan.ipynb #plan
 def plan(stage,              # tokenizer or generator
          name,               # of a preset
          gpus=8,             # number of them
@@ -113,28 +166,47 @@ def plan(stage,              # tokenizer or generator
          cached=True):       # of Stage II: from a token cache?
     "What a run of a preset costs."
     check(gpu in GPUS, f'There is no GPU {gpu!r} in the table: choose one of {", ".join(GPUS)}.')
-    check(gpus >= 1 and (utilisation is None or 0 < utilisation <= 1), f'gpus is {gpus} and utilisation {utilisation}: choose at least 1, and a share between 0 and 1.')
+    check(gpus >= 1 and (utilisation is None or 0 < utilisation <= 1), f'gpus is {gpus} and '
+          f'utilisation {utilisation}: choose at least 1, and a share between 0 and 1.')
     config = preset(STAGE1 if stage == 'tokenizer' else STAGE2, name)
-    train = dataclasses.replace(config.train, **{k: v for k, v in (('batch', batch), ('microbatch', microbatch)) if v})
+    given = {k: v for k, v in dict(batch=batch, microbatch=microbatch).items() if v}
+    train = replace(config.train, **given)
     encoder = None if stage == 'tokenizer' or cached else STAGE1[name]
     size, slices = split_batch(train.batch, train.microbatch, gpus)
     utilisation = utilisation or paper_utilisation(stage)[0]
-    flops, (fixed, each, parameters) = image_flops(stage, config, encoder), memory(stage, config, gpus, encoder)
+    flops = image_flops(stage, config, encoder)
+    fixed, each, parameters = memory(stage, config, gpus, encoder)
     rate = gpus * GPUS[gpu][0] * 1e12 * utilisation / sum(flops.values())
-    return RunPlan(f'{stage} {name}', gpus, gpu, utilisation, train.batch, size, slices, train.steps, parameters, flops, fixed, each, rate, train.steps * train.batch / rate / 86400)
+    days = train.steps * train.batch / rate / 86400
+    return RunPlan(f'{stage} {name}', gpus, gpu, utilisation, train.batch, size, slices, train.steps,
+                   parameters, flops, fixed, each, rate, days)
 
 # %% ../../nbs/use/60_plan.ipynb #plan-text
+def _parts(sizes, unit, digits):
+    return ', '.join(f'{k} {v / unit:,.{digits}f}' for k, v in sizes.items())
+
+
+def _memory_text(p):
+    "Whether it fits, and if not, what would."
+    room, used = GPUS[p.gpu][1], (p.fixed + p.each * p.microbatch) / 1e9
+    if not p.largest: return f'one image does not fit into {room} GB'
+    text = (f'{used:.1f} GB of {room} a GPU: {p.fixed / 1e9:.1f} whatever the batch, '
+            f'{p.each / 1e9:.2f} for each image (an upper estimate, float32)')
+    return text if used <= 0.9 * room else f'{text}. Too much: choose a microbatch of {p.largest} or less'
+
+
 def plan_text(p: RunPlan):
     "A plan in words, with what it assumes."
-    peak, room = GPUS[p.gpu]
-    used = (p.fixed + p.each * p.microbatch) / 1e9
-    def parts(d, unit, digits): return ', '.join(f'{k} {v / unit:,.{digits}f}' for k, v in d.items())
-    return '\n'.join([
-        f'{p.name} on {p.gpus} x {p.gpu}',
-        f'  batch        {p.batch} = {p.gpus} GPUs x {p.microbatch} images x {p.slices} slices',
-        f'  parameters   {parts(p.parameters, 1e6, 1)} million',
-        f'  operations   {sum(p.flops.values()) / 1e9:,.0f} GFLOP an image ({parts(p.flops, 1e9, 0)}), {sum(p.flops.values()) * p.batch / 1e12:,.1f} TFLOP a step',
-        f'  memory       {used:.1f} GB of {room} a GPU: {p.fixed / 1e9:.1f} whatever the batch, {p.each / 1e9:.2f} for each image (an upper estimate, float32)'
-        + (f'. Too much: choose a microbatch of {p.largest} or less' if used > 0.9 * room else '') if p.largest else f'  memory       one image does not fit into {room} GB',
-        f'  throughput   {p.rate:,.0f} images/s, {p.rate / p.batch:.2f} steps/s, at {p.utilisation:.1%} of {peak} TFLOP/s (bfloat16)',
-        f'  time         {f"{p.days:,.1f} days" if p.days >= 1 else f"{p.days * 24:.2f} hours"} ({p.days * 24 * p.gpus:,.1f} GPU hours) for {p.steps:,} steps'])
+    peak, flops, hours = GPUS[p.gpu][0], sum(p.flops.values()), p.days * 24
+    time = f'{p.days:,.1f} days' if p.days >= 1 else f'{hours:.2f} hours'
+    lines = {
+        'batch': f'{p.batch} = {p.gpus} GPUs x {p.microbatch} images x {p.slices} slices',
+        'parameters': f'{_parts(p.parameters, 1e6, 1)} million',
+        'operations': f'{flops / 1e9:,.0f} GFLOP an image ({_parts(p.flops, 1e9, 0)}), '
+                      f'{flops * p.batch / 1e12:,.1f} TFLOP a step',
+        'memory': _memory_text(p),
+        'throughput': f'{p.rate:,.0f} images/s, {p.rate / p.batch:.2f} steps/s, '
+                      f'at {p.utilisation:.1%} of {peak} TFLOP/s (bfloat16)',
+        'time': f'{time} ({hours * p.gpus:,.1f} GPU hours) for {p.steps:,} steps'}
+    named = [f'  {name:13}{line}' for name, line in lines.items()]
+    return '\n'.join([f'{p.name} on {p.gpus} x {p.gpu}', *named])
