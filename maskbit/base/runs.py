@@ -17,7 +17,7 @@ from .trees import InputError, check, diff, from_json, to_json
 # %% ../../nbs/base/40_runs.ipynb #open-run
 # may change between start and resume
 _FREE = {'data.workers', 'data.validation', 'train.log_every', 'train.save_every', 'train.keep',
-         'train.max_skipped', 'train.eval_every', 'train.eval_size', 'train.monitor'}
+         'train.max_skipped', 'train.eval_every', 'train.eval_size', 'train.monitor', 'start_from'}
 
 
 def _check_same(path, config):
@@ -25,6 +25,7 @@ def _check_same(path, config):
     try: before = from_json(type(config), path.read_bytes())
     except InputError as e: raise InputError(f'{path.parent} cannot be continued. {e}') from None
     changed = set(diff(before, config)) - _FREE
+    if config.train.steps > before.train.steps: changed.discard('train.steps')
     check(not changed, f'{path.parent} holds a run with another {", ".join(sorted(changed))}: '
                        'choose another folder, or the same settings to continue it.')
 
@@ -43,7 +44,7 @@ def open_run(run, config):
     for name in ('model', 'best'): check_replaceable(run/name)
     path = run/'config.json'
     if path.exists(): _check_same(path, config)
-    else: path.write_text(to_json(config))
+    path.write_text(to_json(config))
     return run
 
 # %% ../../nbs/base/40_runs.ipynb #lock-run
