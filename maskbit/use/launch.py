@@ -8,12 +8,15 @@ __all__ = ['on_each', 'torchrun', 'to_words', 'slurm_script', 'read_words', 'ari
 
 # %% ../../nbs/use/50_launch.ipynb #imports
 import os, re, shlex, signal, subprocess, sys
+from functools import partial
 import torch
 from ..base.config import Machines
 from ..base.loader import split_batch
+from ..base.presets import STAGE1, STAGE2
 from ..base.runs import StopSignal, Stopped
 from ..base.trees import check, to_json
 from .jobs import TrainGenerator, TrainTokenizer
+from .words import understand
 
 # %% ../../nbs/use/50_launch.ipynb #on-each
 def on_each(machines: Machines):
@@ -72,7 +75,9 @@ def read_words(words):
     "The training command that the words of a command line name, with its configuration."
     import tyro
     commands = {'train-tokenizer': TrainTokenizer, 'train-generator': TrainGenerator}
-    return tyro.extras.subcommand_cli_from_dict(commands, prog='maskbit', args=list(words))
+    read = partial(tyro.extras.subcommand_cli_from_dict, commands, prog='maskbit')
+    tree = {k: dict.fromkeys(presets, {}) for k, presets in zip(commands, (STAGE1, STAGE2))}
+    return understand(read, tree, words)
 
 # %% ../../nbs/use/50_launch.ipynb #arithmetic
 def arithmetic(train, world): # a `TrainConfig`, number of processes
@@ -102,14 +107,17 @@ def _start(words, machines):
 
 # %% ../../nbs/use/50_launch.ipynb #pass-on
 def _pass_on(child, signals): # `Popen`, `StopSignal`
-    """Print what a child prints, to its end. Returns what it said after a signal, and the match of its
-    error or None."""
+    """Print what a child prints, to its end. Returns what it said after a signal, and the sentence of
+    a worker that cannot go on or None."""
     tail, wrong = '', None
-    while text := child.stdout.read1().decode(errors='replace'):
-        if not wrong and (wrong := re.search(r'^maskbit: (.+)$', text, re.M)):
-            if 'could not be read or written' not in text: child.terminate()
+    for line in child.stdout:
+        text = line.decode(errors='replace')
+        said = re.match(r'maskbit: (.+)', text)
+        if said and 'could not be read or written' not in text and not wrong:
+            wrong = said[1]
+            child.terminate()
         if signals.stop: tail += text
-        else: print(text, end='', flush=True)
+        elif not wrong: print(text, end='', flush=True)
     return tail, wrong
 
 
@@ -122,7 +130,7 @@ def run_torchrun(words, machines: Machines): # as for `torchrun`
     if 'SignalException' in tail: tail = tail[:tail.rfind('Traceback')]     # torchrun's, of the signal
     print(tail, end='')
     if signals.stop: raise Stopped(signals.stop)
-    check(code == 0 or not wrong, wrong and wrong[1])
+    check(not wrong, wrong)
     check(code == 0, f'The training ended with exit code {code}, and the lines above say why: '
           'the same command continues it from its last checkpoint.')
 
