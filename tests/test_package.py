@@ -4,7 +4,7 @@ from collections import Counter
 from importlib import import_module
 import pytest
 import maskbit
-from book import CHAPTERS, ROOT, name
+from book import CHAPTERS, ROOT, cells, name
 
 PARTS = 'base', 'stage1', 'stage2', 'studies', 'use'
 FILES = [f for part in PARTS for f in sorted((ROOT/'maskbit'/part).glob('[!_]*.py'))]
@@ -65,7 +65,8 @@ STEPS = EXPORTED[ROOT/'maskbit/stage1/roadmap.py']      # each adds its function
 def test_a_notebook_exports_the_module_of_its_name(path):
     modules = [f for f, notebooks in EXPORTED.items() if path in notebooks]
     part, (_, _, own) = path.parent.name, path.stem.partition('_')
-    if path in STEPS: assert part == 'stage1' and {f.parent.name for f in modules} == {'stage1'}
+    if not any(text.startswith('#| export') for _, text in cells(path, 'code')): assert modules == []
+    elif path in STEPS: assert part == 'stage1' and {f.parent.name for f in modules} == {'stage1'}
     else: assert modules == [ROOT/'maskbit'/part/f'{own}.py']
 
 

@@ -239,6 +239,10 @@ class GeneratorConfig:
     @property
     def positions(self): return self.side ** 2
 
+    @property
+    def names(self): # of all classes: their numbers where they have no names
+        return self.class_names or tuple(map(str, range(self.classes)))
+
 # %% ../../nbs/base/10_config.ipynb #stage2-loss-config
 @dataclass(frozen=True)
 class Stage2LossConfig:

@@ -248,23 +248,22 @@ def _leave(text, code):
     sys.exit(code)
 
 
-_PRESETS = {'train-tokenizer': STAGE1, 'train-generator': STAGE2,
-            'plan': {'tokenizer': dict.fromkeys(STAGE1, {}), 'generator': dict.fromkeys(STAGE2, {})}}
+def _next(names): return dict.fromkeys(names, {})
 
 
-def _words():
-    "The words that come first: {command: {preset: {}}}."
-    return {c: {k: below if isinstance(below, dict) else {} for k, below in _PRESETS[c].items()}
-            if c in _PRESETS else {} for c in COMMANDS}
+# the words that come first: {command: {preset: {}}}
+_WORDS = _next(COMMANDS) | {
+    'train-tokenizer': _next(STAGE1), 'train-generator': _next(STAGE2),
+    'plan': {'tokenizer': _next(STAGE1), 'generator': _next(STAGE2)}}
 
 
 def _run(words):
     "Do what the words say; without a terminal, with lines instead of bars."
     read = partial(tyro.extras.subcommand_cli_from_dict, COMMANDS, prog='maskbit',
                    description='Masked image generation from bit tokens.')
-    if sys.stderr.isatty(): return understand(read, _words(), words)()
+    if sys.stderr.isatty(): return understand(read, _WORDS, words)()
     slow_bars()
-    with contextlib.redirect_stderr(Lines(sys.stderr)): understand(read, _words(), words)()
+    with contextlib.redirect_stderr(Lines(sys.stderr)): understand(read, _WORDS, words)()
 
 
 def main(args=None): # words of the command line

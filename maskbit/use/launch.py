@@ -50,7 +50,8 @@ def to_words(options): # {'train.batch': 256, 'optim.betas': (0.9, 0.96), 'train
 
 # %% ../../nbs/use/50_launch.ipynb #slurm
 def slurm_script(words, machines: Machines): # as for `torchrun`
-    "A batch script that trains on several machines, and queues itself again while something is left to do."
+    """A batch script that trains on several machines, and queues itself again while there is something
+    left to do."""
     each, cpu = on_each(machines), machines.gpus == 0
     gpus = '' if cpu else f'#SBATCH --gpus-per-node={each}\n'
     count = f'--gpus 0 --processes {each}' if cpu else f'--gpus {each}'
@@ -127,7 +128,7 @@ def run_torchrun(words, machines: Machines): # as for `torchrun`
     with _start(words, machines) as child, StopSignal(lambda number: child.terminate()) as signals:
         tail, wrong = _pass_on(child, signals)
         code = child.wait()
-    if 'SignalException' in tail: tail = tail[:tail.rfind('Traceback')]     # torchrun's, of the signal
+    if 'SignalException' in tail: tail = tail[:tail.rfind('Traceback')] # torchrun's, of the signal
     print(tail, end='')
     if signals.stop: raise Stopped(signals.stop)
     check(not wrong, wrong)

@@ -44,7 +44,7 @@ def _tokenizer_flops(config):
     with torch.device('meta'):
         net = _perceptual(config.loss.perceptual)
         seen = _flops(net.eval(), torch.empty(1, 3, side, side)) if net else 0
-    share = max(0, 1 - config.loss.gan_start / config.train.steps) # of the steps, with a discriminator
+    share = max(0, 1 - config.loss.gan_start / config.train.steps)  # of the steps have a discriminator
     encoder, decoder, judge = (g[f'{part} GFLOP'] * 1e9 for part in ('encoder', 'decoder', 'judge'))
     return {'tokenizer': 3 * (encoder + decoder), 'perceptual': 3 * seen,
             'discriminator': 8 * share * judge}
@@ -118,7 +118,8 @@ def memory(stage, config, gpus=1, encoder=None):
 
 # %% ../../nbs/use/60_plan.ipynb #gpus
 # dense bfloat16 TFLOP/s and GB, from their data sheets
-GPUS = {'A100': (312, 80), 'H100': (989, 80), 'H200': (989, 141), 'L40S': (362, 48), 'RTX-4090': (165, 24)}
+GPUS = {'A100': (312, 80), 'H100': (989, 80), 'H200': (989, 141), 'L40S': (362, 48),
+        'RTX-4090': (165, 24)}
 # A100 GPUs and days, 1.35M steps
 PAPER = {'tokenizer': (32, 4.5), 'generator': (64, 4.2)}
 
@@ -198,7 +199,8 @@ def _memory_text(p):
     if not p.largest: return f'one image does not fit into {room} GB'
     text = (f'{_figure(used)} GB of {room} a GPU: {_figure(p.fixed / 1e9)} whatever the batch, '
             f'{_figure(p.each / 1e9)} for each image (an upper estimate, float32)')
-    return text if used <= 0.9 * room else f'{text}. Too much: choose a microbatch of {p.largest} or less'
+    if used <= 0.9 * room: return text
+    return f'{text}. Too much: choose a microbatch of {p.largest} or less'
 
 
 def plan_text(p: RunPlan):
