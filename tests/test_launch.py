@@ -1,5 +1,5 @@
 "The launcher without a cluster, and the options of the loop that need a GPU to be of use."
-import contextlib, os, subprocess
+import contextlib, os, subprocess, sys
 from types import SimpleNamespace
 import pytest, torch
 from torch import nn

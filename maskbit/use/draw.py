@@ -23,9 +23,9 @@ def models(generator, tokenizer, where=''): # folders or names; as for `device`
     "(generator, tokenizer) on the device; raises `InputError` if they do not fit."
     from maskbit.stage1.tokenizer import Tokenizer
     from maskbit.stage2.generator import Generator
+    from maskbit.stage2.sampling import check_pair
     gen, tok = Generator.from_pretrained(generator), Tokenizer.from_pretrained(tokenizer)
-    check(gen.config.bits == tok.config.bits, f'The generator draws tokens of {gen.config.bits} '
-          f'bits and the tokenizer reads {tok.config.bits}: use the tokenizer it was trained with.')
+    check_pair(gen, tok)
     return gen.to(device(where)), tok.to(device(where))
 
 # %% ../../nbs/use/62_draw.ipynb #grid

@@ -40,7 +40,10 @@ def _drawn(gen, tok, labels, seed):
         yield sample(gen, tok, part, seed_of(seed, 'part', i)).to(device())
 
 # %% ../../nbs/use/65_pictures.ipynb #evaluate-models
-def _check_fit(g, t): # `GeneratorConfig`, `TokenizerConfig`
+def _check_fit(gen, tok):
+    from maskbit.stage2.sampling import check_pair
+    check_pair(gen, tok)
+    g, t = gen.config, tok.config
     check((g.bits, g.side) == (t.bits, t.side),
           f'The generator draws {g.side} x {g.side} tokens of {g.bits} bits, '
           f'and the tokenizer has {t.side} x {t.side} of {t.bits}.')
@@ -100,7 +103,7 @@ class Evaluate:
         tok = Tokenizer.from_pretrained(self.tokenizer).to(device())
         gen = Generator.from_pretrained(self.generator).to(device()) if self.generator else None
         networks = feature_networks(self.inception)
-        if gen: _check_fit(gen.config, tok.config)
+        if gen: _check_fit(gen, tok)
         data = open_data(self.data, tok.config.resolution, 'eval', 'validation')
         count = min(self.count, len(data))
         check(count >= 2, f'{count} images are too few to measure: give at least 2.')
