@@ -135,7 +135,7 @@ def test_a_stopped_generator_continues_to_the_same_weights(tmp_path):
 
 
 WRONG = {
-    'no folder': ('tokenize --tokenizer shapes --out x --data.images nowhere', 'There is no folder nowhere'),
+    'no folder': ('tokenize --tokenizer shapes --out x --data.images nowhere', 'nowhere: give a folder'),
     'no preset': ('train-tokenizer paper-11bit --out x', 'paper-11bit'),
     'no field': ('train-tokenizer tiny --out x --model.bit 10', '--model.bit'),
     'not a number': ('train-tokenizer tiny --out x --model.bits ten', 'ten'),

@@ -67,8 +67,8 @@ def test_commands_of_readme(photos, tmp_path, monkeypatch, capsys):
     shutil.copytree('photos', 'held-out')
     shutil.copytree('photos', 'imagenet/train')
     shutil.copy('photos/cat/0.png', 'photo.jpg')
-    small = {'train-tokenizer': SMALL, 'train-generator': SMALL_GENERATOR, 'sample': ['--steps', '2', '--columns', '1'],
-             'edit': ['--steps', '2'], 'evaluate': ['--count', '4']}
+    small = {'train-tokenizer': SMALL, 'train-generator': SMALL_GENERATOR, 'edit': ['--steps', '2'],
+             'sample': ['--steps', '2', '--columns', '1'], 'evaluate': ['--count', '4']}
     done = []
     for words in commands((ROOT/'README.md').read_text()):
         command = words[0]

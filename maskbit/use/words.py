@@ -93,5 +93,5 @@ class Lines:
 
 
 def slow_bars():
-    "To be called before tqdm is imported: at most two states of a bar a minute are shown by themselves."
-    os.environ.setdefault('TQDM_MININTERVAL', '30')
+    "To be called before tqdm is imported: by itself a bar shows its state once a minute."
+    for name in ('TQDM_MININTERVAL', 'TQDM_MAXINTERVAL'): os.environ.setdefault(name, '60')
