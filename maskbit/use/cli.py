@@ -202,8 +202,8 @@ def _check_packages(*names):
 
 
 def _absolute(name):
-    "The name of a folder from the root on; any other name as it is."
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+    "The name of a folder from the root on; any other name, and shapes, as it is."
+    return str(Path(name).resolve()) if Path(name).is_dir() and name != 'shapes' else name
 
 # %% ../../nbs/use/70_cli.ipynb #explore
 @dataclass(frozen=True)
