@@ -37,7 +37,8 @@ def save_model(model,                 # a module with a `config`
 def _here(name, kind):
     "The folder of a model that need not be fetched, or None."
     bundled, folder = Path(str(files('maskbit')))/'assets'/f'{name}-{kind}', Path(name).expanduser()
-    if isinstance(name, str) and bundled.is_dir(): return bundled
+    if re.fullmatch(r'[\w-]+', str(name)) and not isinstance(name, Path) and bundled.is_dir():
+        return bundled
     run = not (folder/'model.safetensors').is_file() and (folder/'model/config.json').is_file()
     return (folder/'model' if run else folder) if folder.is_dir() else None
 
