@@ -242,12 +242,7 @@ COMMANDS = {
     'publish': Publish, 'launch': Launch, 'plan': Plan, 'roadmap': Roadmap, 'tables': Tables,
     'train-bundled': TrainBundled}
 
-
-def _leave(text, code):
-    print(text, file=sys.stderr)
-    sys.exit(code)
-
-
+# %% ../../nbs/use/70_cli.ipynb #run
 def _next(names): return dict.fromkeys(names, {})
 
 
@@ -264,6 +259,11 @@ def _run(words):
     if sys.stderr.isatty(): return understand(read, _WORDS, words)()
     slow_bars()
     with contextlib.redirect_stderr(Lines(sys.stderr)): understand(read, _WORDS, words)()
+
+# %% ../../nbs/use/70_cli.ipynb #leave
+def _leave(text, code):
+    print(text, file=sys.stderr)
+    sys.exit(code)
 
 
 def main(args=None): # words of the command line
