@@ -6,6 +6,7 @@
 __all__ = ['entropy_weight', 'entropy_block', 'adaptive_weight', 'TokenizerStage', 'train_tokenizer']
 
 # %% ../../nbs/stage1/60_tokenizer_training.ipynb #imports
+import math
 from dataclasses import asdict
 import torch
 from fastcore.basics import patch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from ..base.config import Stage1Config
 from ..base.loader import split_batch
 from ..base.metrics import evaluate_tokenizer
+from ..base.pretrained import start_from
 from ..base.state import unwrap
 from ..base.training import Part, Stage, fit
 from ..base.trees import check
@@ -30,12 +32,12 @@ def entropy_weight(loss, step): # Stage1LossConfig, step
 # %% ../../nbs/stage1/60_tokenizer_training.ipynb #entropy-block
 def entropy_block(config: Stage1Config,
                   world):                # number of processes
-    "Pictures of a block of the mean entropy; raises `InputError` if they cannot be at hand at once."
+    "Pictures of a block of the mean entropy; raises `InputError` if they cannot be held at once."
     size = split_batch(config.train.batch, config.train.microbatch, world)[0] * world
     block = min(config.loss.entropy_block, config.train.batch) or size
     check(size % block == 0, f'The mean entropy is over blocks of {block} pictures, of which '
-          f'{size} at a time are no multiple: choose another train.microbatch '
-          '(pictures of a process at a time), or another loss.entropy_block.')
+          f'{size} at a time are no multiple: choose loss.entropy_block={math.gcd(size, block)}, '
+          'or more pictures of a process at a time (train.microbatch).')
     return block
 
 # %% ../../nbs/stage1/60_tokenizer_training.ipynb #adaptive
@@ -60,7 +62,8 @@ class TokenizerStage(Stage):
         see = PerceptualLoss(loss.perceptual, loss.perceptual_file, loss.perceptual_size)
         self.perceptual = see.to(device)
         self.block = entropy_block(config, processes()[1]) if loss.entropy else 0
-        self.parts['tokenizer'] = Part(Tokenizer(config.model).to(device), config.optim, steps)
+        model = start_from(Tokenizer(config.model), config.start_from).to(device)
+        self.parts['tokenizer'] = Part(model, config.optim, steps)
         if join < steps:
             judge = DISCRIMINATORS[config.discriminator.kind](config.discriminator).to(device)
             self.parts['discriminator'] = Part(judge, config.optim, steps, join)
