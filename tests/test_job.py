@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 from conftest import SMALL, SMALL_GENERATOR
+from maskbit.base.monitor import read_log
 from maskbit.use.cli import main
 
 
@@ -28,13 +29,60 @@ def test_folder_of_photographs(photos, tmp_path, capsys, monkeypatch):
     command('train-generator tiny --tokens tokens --out g', *SMALL_GENERATOR)
     models = '--generator g/model --tokenizer t/model'
     command(f'sample {models} --out grid.png --columns 3 --steps 4')
-    assert Image.open('grid.png').size == (3 * 33 + 1, 2 * 33 + 1)
+    width, height = Image.open('grid.png').size
+    assert width > 3 * 33 + 1 and height == 2 * 33 + 1                  # names stand before the rows
+    command(f'sample {models} --out one --columns 2 --steps 2 --labels right')
+    assert sorted(p.name for p in (tmp_path/'one').iterdir()) == ['001-right-0000.png', '001-right-0001.png']
+    config = json.loads((tmp_path/'g/model/config.json').read_text())
+    assert config['class_names'] == ['left', 'right']
     command(f'evaluate {models} --data.images photos --out metrics.json')
     found = json.loads((tmp_path/'metrics.json').read_text())
     assert found['metrics']['images'] == 12 and found['settings']['count'] == 1000
     assert found['metrics']['frechet_shapes of samples'] > 0
     command('convert --source g/model --out g.safetensors')
     assert 'prediction_layer.weight' in load_file('g.safetensors')
+
+
+def test_one_folder_has_one_name_and_no_path_is_published(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in ('photos', './photos/', str(photos)):
+        command(f'train-tokenizer tiny --out t --data.images {folder}', *SMALL)
+        command(f'tokenize --tokenizer t --data.images {folder} --out tokens')
+    for file in ('README.md', 'about.json', 'config.json'):
+        assert str(tmp_path) not in (tmp_path/'t/model'/file).read_text()
+    assert json.loads((tmp_path/'t/model/about.json').read_text())['training']['data']['images'] == 'photos'
+
+
+def test_a_finished_run_takes_more_steps(tmp_path, capsys):
+    "The discriminator, which was to join after the end, joins now."
+    def train(steps): command(f'train-tokenizer tiny --out {tmp_path}/t', *SMALL, '--train.steps', steps,
+                              '--train.log_every', '1')
+    train('3'); train('6')
+    log = read_log(tmp_path/'t')
+    assert [r['step'] for r in log] == [1, 2, 3, 4, 5, 6]
+    assert ['discriminator' in r for r in log] == [False] * 3 + [True] * 3
+    with pytest.raises(SystemExit): train('5')
+    assert 'another train.steps' in capsys.readouterr().err
+
+
+def test_a_training_starts_from_a_model(tmp_path, capsys):
+    few = '--train.steps 1 --train.batch 8 --train.microbatch 8 --train.log_every 1 --optim.warmup 1'.split()
+    for name, more in (('new', []), ('from', ['--start-from', 'shapes'])):
+        command(f'train-tokenizer tiny --out {tmp_path}/{name}', *few, '--loss.perceptual', 'none', *more)
+    new, started = (read_log(tmp_path/name)[0]['reconstruction'] for name in ('new', 'from'))
+    assert '100.0% of the weights are those of shapes.' in capsys.readouterr().out and started < new / 4
+    command(f'tokenize --tokenizer {tmp_path}/from --data.train_size 16 --out {tmp_path}/tokens')
+    command(f'train-generator tiny --tokens {tmp_path}/tokens --out {tmp_path}/g --start-from shapes', *few,
+            '--model.width', '192', '--model.heads', '6', '--model.mlp', '64')
+    said = capsys.readouterr().out
+    assert 'layers.0.mlp.0.weight' in said and 'start anew' in said
+
+
+def test_progress_is_lines_where_there_is_no_terminal(tmp_path):
+    words = f'-m maskbit train-tokenizer tiny --out {tmp_path}/t'.split()
+    done = subprocess.run([sys.executable, *words, *SMALL], capture_output=True, text=True, check=True)
+    assert '\r' not in done.stderr and 'step/s, reconstruction=' in done.stderr
+    assert len(done.stderr.splitlines()) < 12
 
 
 def test_no_sub_folders_means_one_class(photos, tmp_path):
@@ -87,7 +135,7 @@ def test_a_stopped_generator_continues_to_the_same_weights(tmp_path):
 
 
 WRONG = {
-    'no folder': ('tokenize --tokenizer shapes --out x --data.images nowhere', 'There is no folder nowhere'),
+    'no folder': ('tokenize --tokenizer shapes --out x --data.images nowhere', 'nowhere: give a folder'),
     'no preset': ('train-tokenizer paper-11bit --out x', 'paper-11bit'),
     'no field': ('train-tokenizer tiny --out x --model.bit 10', '--model.bit'),
     'not a number': ('train-tokenizer tiny --out x --model.bits ten', 'ten'),
@@ -97,6 +145,18 @@ WRONG = {
     'no cache': ('train-generator tiny --tokens nowhere --out x', 'nowhere'),
     'no such label': ('sample --generator shapes --tokenizer shapes --out x.png --labels 10', '10'),
     'nothing released': ('convert --source maskbit_tokenizer_11bit --out x', 'maskbit_tokenizer_12bit'),
+    'no command': ('trian-tokenizer tiny --out x', 'did you mean train-tokenizer?'),
+    'no preset given': ('train-generator --tokens x --out y', 'wants a preset as its next word'),
+    'no such preset': ('train-tokenizer tinny --out x', 'did you mean tiny?'),
+    'no such option': ('sample --generators shapes', 'did you mean --generator?'),
+    'no out': ('sample --generator shapes --tokenizer shapes', 'maskbit sample needs --out'),
+    'launch without --': ('launch --gpus 2 train-tokenizer tiny --out x', 'Put -- between'),
+    'no such name': ('sample --generator shapes --tokenizer shapes --out x.png --labels hart', 'mean heart?'),
+    'no such GPU': ('plan tokenizer tiny --gpu h101', 'did you mean H100?'),
+    'no such field': ('plan generator tiny --model.depht 3', 'did you mean --model.depth?'),
+    'no device': ('tokenize --tokenizer shapes --out x --device gpu', 'choose cuda'),
+    'no start': ('train-tokenizer tiny --out x --start-from shaped', "There is no tokenizer 'shaped'"),
+    'no picture': ('reconstruct nowhere.png', 'There is no file nowhere.png'),
     'no inception': ('evaluate --tokenizer shapes --inception nowhere.pth', 'nowhere.pth'),
 }
 
@@ -107,7 +167,7 @@ def test_one_sentence_that_says_what_to_do(words, says, tmp_path, capsys, monkey
     with pytest.raises(SystemExit) as e: command(words)
     assert e.value.code == 2
     said = capsys.readouterr()
-    assert says in said.err + said.out and 'Traceback' not in said.err
+    assert says in said.err and 'Traceback' not in said.err and said.err.count('\n') == 1
     assert not list(tmp_path.iterdir()), 'nothing may be written before the input is checked'
 
 

@@ -1,5 +1,5 @@
 "The launcher without a cluster, and the options of the loop that need a GPU to be of use."
-import contextlib, os, subprocess
+import contextlib, os, subprocess, sys
 from types import SimpleNamespace
 import pytest, torch
 from torch import nn
@@ -37,6 +37,13 @@ def test_wrong_before_anything_starts(machines, words, says, capsys):
     with pytest.raises(SystemExit) as e: main(['launch', *machines.split(), '--', *words])
     said = capsys.readouterr()
     assert e.value.code == 2 and says in said.err + said.out
+
+
+def test_a_mistake_in_the_workers_is_one_sentence(tmp_path):
+    words = f'launch --gpus 0 --processes 2 -- train-tokenizer tiny --out {tmp_path}/t --data.images nowhere'
+    done = subprocess.run([sys.executable, '-m', 'maskbit', *words.split()], capture_output=True, text=True)
+    assert done.returncode == 2 and 'Traceback' not in done.stdout + done.stderr
+    assert done.stderr.count('maskbit: There is no folder') == 1 and 'There is no' not in done.stdout
 
 
 @pytest.mark.parametrize('code, again', [(0, False), (2, False), (138, True), (143, False)])

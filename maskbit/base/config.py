@@ -185,6 +185,8 @@ class Stage1Config:
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     data: DataConfig = DataConfig()
+    # a folder or a name of a tokenizer to start from; new weights if empty
+    start_from: str = ''
 
     def __post_init__(self):
         stages, size = self.discriminator.stages, self.model.resolution
@@ -234,6 +236,8 @@ class GeneratorConfig:
     norm: Literal['post', 'pre'] = 'post'
     sample: SampleConfig = SampleConfig() # how its pictures are best drawn
     tokenizer: str = ''     # fingerprint of the tokenizer whose tokens it learns; empty if unknown
+    # names of the labels from 0 up, where they have some
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self):
         check_choices(self)
@@ -247,12 +251,18 @@ class GeneratorConfig:
               f'which does not divide width = {self.width}: choose a divisor.')
         check(self.classes >= 1,
               f'classes is {self.classes}: choose at least 1 (one class means unconditional).')
+        check(len(self.class_names) in (0, self.classes), f'class_names has '
+              f'{len(self.class_names)} names for {self.classes} classes: give one for each.')
 
     @property
     def codes(self): return 2 ** (self.bits // self.groups)
 
     @property
     def positions(self): return self.side ** 2
+
+    @property
+    def names(self): # of all classes: their numbers where they have no names
+        return self.class_names or tuple(map(str, range(self.classes)))
 
 # %% ../../nbs/base/10_config.ipynb #stage2-loss-config
 @dataclass(frozen=True)
@@ -277,6 +287,8 @@ class Stage2Config:
     loss: Stage2LossConfig = Stage2LossConfig()
     optim: OptimConfig = OptimConfig(betas=(0.9, 0.96), weight_decay=0.045)
     train: TrainConfig = TrainConfig(batch=1024, microbatch=32)
+    # a folder or a name of a generator to start from; new weights if empty
+    start_from: str = ''
 
 # %% ../../nbs/base/10_config.ipynb #machines
 @dataclass(frozen=True)

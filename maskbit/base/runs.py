@@ -6,7 +6,7 @@
 __all__ = ['SIGNALS', 'identity', 'last_good', 'lock_run', 'open_run', 'run_name', 'on_disk', 'Stopped', 'StopSignal']
 
 # %% ../../nbs/base/40_runs.ipynb #imports
-import contextlib, errno, json, os, secrets, signal, threading
+import contextlib, errno, json, operator, os, secrets, signal, threading
 from dataclasses import asdict
 from pathlib import Path
 import torch
@@ -18,7 +18,7 @@ from .trees import InputError, check, diff, from_json
 # %% ../../nbs/base/40_runs.ipynb #identity
 # may change between start and resume
 _FREE = {'data.workers', 'data.validation', 'train.log_every', 'train.save_every', 'train.keep',
-         'train.max_skipped', 'train.eval_every', 'train.eval_size', 'train.monitor'}
+         'train.max_skipped', 'train.eval_every', 'train.eval_size', 'train.monitor', 'start_from'}
 
 
 def identity(data): # a data set
@@ -36,20 +36,23 @@ def _differences(before, now, name=''):
     return [f'{name} was {ascii(before)[:50]} and is {ascii(now)[:50]}']
 
 # %% ../../nbs/base/40_runs.ipynb #same-run
+# may change in one direction: is it that, from what was to what is?
+_COURSE = {'optim.lr': operator.gt, 'train.steps': operator.lt}
+
+
 def _same_run(path, held, config, about):
-    "Raise `InputError` if the run on record differs in what may not; returns a lower learning rate."
+    "Raise `InputError` if the run on record differs in what may not; returns what changes its course."
     folder, before = path.parent, json.dumps(held.get('config'))
     try: changed = diff(from_json(type(config), before), config)
     except InputError as e: raise InputError(f'{folder} cannot be continued. {e}') from None
-    rate = changed.pop('optim.lr', None)
-    if rate and rate[1] > rate[0]: changed['optim.lr'] = rate
-    wrong = sorted(set(changed) - _FREE)
+    course = {k: changed[k] for k, may in _COURSE.items() if k in changed and may(*changed[k])}
+    wrong = sorted(set(changed) - _FREE - set(course))
     check(not wrong, f'{folder} holds a run with another {", ".join(wrong)}: '
                      'choose another folder, or the same settings to continue it.')
     wrong = _differences(held.get('data'), about)
     check(not wrong, f'The data of the run in {folder} have changed ({"; ".join(wrong[:3])}): '
                      'give it the same again, or choose another folder.')
-    return rate
+    return course
 
 # %% ../../nbs/base/40_runs.ipynb #record
 def _checkpoints(run): return sorted((Path(run)/'checkpoints').glob('step-' + '[0-9]' * 8))
@@ -70,10 +73,10 @@ def _record(run, config, data, say):
         except InputError as e:
             raise InputError(f'{e} Or remove it: then the settings and data of this command '
                              f'are taken for those of the run in {run}.') from None
-        rate = _same_run(path, held, config, about)
-        if rate:
-            say(f'{run} continues with optim.lr {rate[1]:g} instead of {rate[0]:g}.')
-            held['changes'] = held['changes'] + [{'optim.lr': rate, 'after': last_good(run)}]
+        course = _same_run(path, held, config, about)
+        for k, (old, new) in course.items():
+            say(f'{run} continues with {k} {new:.15g} instead of {old:.15g}.')
+        if course: held['changes'] = held['changes'] + [course | {'after': last_good(run)}]
     else:
         held = {'run': secrets.token_hex(8), 'changes': []}
         if left:

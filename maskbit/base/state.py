@@ -53,10 +53,12 @@ def restore(stage, ema, tensors):
     def under(prefix):
         return {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
 
-    stage.extra.load_state_dict(under('extra.'))
+    if extra := under('extra.'): stage.extra.load_state_dict(extra)
     ema.load_state_dict(under('ema.'))
     for name, p in stage.parts.items():
-        unwrap(p.model).load_state_dict(under(f'{name}.model.'))
+        # a part without state is one that joins because the run was given more steps
+        if not (weights := under(f'{name}.model.')): continue
+        unwrap(p.model).load_state_dict(weights)
         _restore_optimizer(p.optimizer, under(f'{name}.optimizer.'))
 
 

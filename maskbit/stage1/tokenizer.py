@@ -50,7 +50,8 @@ class Tokenizer(nn.Module, Pretrained):
         "Reconstruct, with the indices and losses that training needs."
         images = check_images(images, wait=False)       # in every step of a training
         q = self.quantize(self.encoder(images), tau, block)
-        return Reconstruction(self.decoder(q.latent), q.indices, q.losses)
+        latent = q.latent.to(self.decoder.conv_in.weight.dtype)
+        return Reconstruction(self.decoder(latent), q.indices, q.losses)
 
 # %% ../../nbs/stage1/55_tokenizer.ipynb #in-tiles
 def in_tiles(f,           # of a window; keeps the number of tokens
@@ -79,7 +80,7 @@ def in_tiles(f,           # of a window; keeps the number of tokens
 @patch
 @torch.no_grad()
 def _encode(self: Tokenizer, images):
-    return self.quantize.indices(self.encoder(images.to(self.decoder.conv_in.weight.dtype)))
+    return self.quantize.indices(self.encoder(images.to(self.decoder.conv_in.weight)))
 
 
 @patch
@@ -99,7 +100,8 @@ def encode(self: Tokenizer,
 @patch
 @torch.no_grad()
 def _decode(self: Tokenizer, indices):
-    latent = self.quantize.latent(indices).to(self.decoder.conv_in.weight.dtype)
+    weight = self.decoder.conv_in.weight
+    latent = self.quantize.latent(indices.to(weight.device)).to(weight.dtype)
     return self.decoder(latent).float().clamp(0, 1)
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..base.config import Stage1Config
 from ..base.loader import split_batch
 from ..base.metrics import evaluate_tokenizer
+from ..base.pretrained import start_from
 from ..base.state import unwrap
 from ..base.training import Part, Stage, fit
 from ..base.trees import check
@@ -61,7 +62,8 @@ class TokenizerStage(Stage):
         see = PerceptualLoss(loss.perceptual, loss.perceptual_file, loss.perceptual_size)
         self.perceptual = see.to(device)
         self.block = entropy_block(config, processes()[1]) if loss.entropy else 0
-        self.parts['tokenizer'] = Part(Tokenizer(config.model).to(device), config.optim, steps)
+        model = start_from(Tokenizer(config.model), config.start_from).to(device)
+        self.parts['tokenizer'] = Part(model, config.optim, steps)
         if join < steps:
             judge = DISCRIMINATORS[config.discriminator.kind](config.discriminator).to(device)
             self.parts['discriminator'] = Part(judge, config.optim, steps, join)

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from torch.nn import functional as F
 from ..base.config import Stage2Config
 from ..base.counters import uniform
-from ..base.pretrained import fingerprint
+from ..base.pretrained import fingerprint, same_model, start_from
 from ..base.training import Part, Stage, fit
 from ..base.trees import change, check
 from .generator import make_generator
@@ -28,7 +28,7 @@ class GeneratorStage(Stage):
                  tokenizer=None): # to look at samples during training
         super().__init__(config)
         self.tokenizer = tokenizer and tokenizer.to(device)
-        model = make_generator(config.model).to(device)
+        model = start_from(make_generator(config.model), config.start_from).to(device)
         self.parts['generator'] = Part(model, config.optim, config.train.steps)
 
     def indices(self, batch):
@@ -85,7 +85,7 @@ def evaluate(self: GeneratorStage, model, batches, gather):
         logp = model(groups, mask, b['labels']).float().log_softmax(-1)
         each = logp.gather(-1, groups[..., None])[..., 0]                      # (B, n, N)
         right = (logp.argmax(-1) == groups) & mask
-        sums.append(torch.stack([-(each * mask).sum(), right.sum(), mask.sum()]).double().cpu())
+        sums.append(torch.stack([-(each * mask).sum(), right.sum(), mask.sum()]).cpu().double())
     loss, right, hidden = torch.stack(gather(sums)).sum(0).tolist()
     return {'loss': loss / hidden, 'accuracy': right / hidden}
 
@@ -99,14 +99,13 @@ def _check_tokens(c, cache, valid, tokenizer):
     check(c.classes == len(cache.classes),
           f'The tokens have {len(cache.classes)} classes and the generator {c.classes}: '
           f'set model.classes={len(cache.classes)}.')
-    check(not valid or valid.tokenizer == cache.tokenizer,
-          'The held-out tokens are those of another tokenizer: make both caches with the same one.')
-    check(not tokenizer or fingerprint(tokenizer) == cache.tokenizer,
+    check(not tokenizer or same_model(fingerprint(tokenizer), cache.tokenizer),
           'The tokens are those of another tokenizer than the one to look at samples with: '
           'give the one that made them.')
-    check(valid is None or (valid.classes, valid.tokenizer) == (cache.classes, cache.tokenizer),
-          'The held-out tokens have other classes, or come from another tokenizer: '
-          'make them with `maskbit tokenize`, from images in the same sub-folders.')
+    check(valid is None or same_model(valid.tokenizer, cache.tokenizer),
+          'The held-out tokens are those of another tokenizer: make both caches with the same one.')
+    check(valid is None or list(valid.classes) == list(cache.classes), 'The held-out tokens are of '
+          'other classes: make them with `maskbit tokenize`, from images in the same sub-folders.')
 
 
 def train_generator(config: Stage2Config, # everything about the run
@@ -118,6 +117,7 @@ def train_generator(config: Stage2Config, # everything about the run
     "Stage II from start to end; returns the averaged generator, also saved as `run/model`."
     tokenizer = tokenizer or getattr(cache, 'encoder', None)
     _check_tokens(config.model, cache, valid, tokenizer)
-    config = change(config, {'model.tokenizer': cache.tokenizer})
+    names = tuple(map(str, cache.classes))
+    config = change(config, {'model.tokenizer': cache.tokenizer, 'model.class_names': names})
     def stage(device): return GeneratorStage(config, device, tokenizer)
     return fit(stage, cache, run, config, title='generator', valid=valid, **kwargs)

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 from ..base.bits import pack, unpack
 from ..base.loader import Ordered, deaf_worker
-from ..base.pretrained import fingerprint
+from ..base.pretrained import fingerprint, in_evaluation, same_model
 from ..base.runs import identity
 from ..base.storage import (atomic_folder, damage, read_sealed, seal, sealed, steady,
                                   write_atomic)
@@ -67,7 +67,8 @@ def _agree(folder, about):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, sealed(about))
     held = read_sealed(path)
-    other = [k for k in about if held.get(k) != about[k]]
+    same = same_model(str(held.get('tokenizer')), about['tokenizer'])
+    other = [k for k in about if held.get(k) != about[k] and not (k == 'tokenizer' and same)]
     check(not other, f'{folder} is a token cache with another {", ".join(other)}: '
                      f'choose another folder, or the same settings to continue it.')
 
@@ -176,7 +177,7 @@ def write_cache(tokenizer,      # a `Tokenizer`
                 say=print):     # told about each damaged part
     "Encode every image, beside other processes that do so too; returns the whole `TokenCache`."
     from tqdm.auto import tqdm
-    folder, tokenizer = Path(folder), tokenizer.to(device).eval()
+    folder, tokenizer = Path(folder), tokenizer.to(device)
     about = _about(tokenizer, data, views, part, source)
     _agree(folder, about)
     (folder/'locks').mkdir(exist_ok=True)
@@ -184,7 +185,7 @@ def write_cache(tokenizer,      # a `Tokenizer`
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     first, done = rank * len(parts) // world, set()
     bar = tqdm(total=total, desc='tokenize', unit='image', disable=quiet, dynamic_ncols=True)
-    with bar:
+    with bar, in_evaluation(tokenizer):
         for wait in (0, -1):                           # seconds; -1 is as long as it takes
             for p in [*range(first, len(parts)), *range(first)]:
                 if p in done: continue

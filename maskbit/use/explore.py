@@ -16,7 +16,7 @@ from ..base.storage import write_atomic
 from ..base.trees import check
 from ..stage1.tokenizer import Tokenizer
 from ..stage2.generator import Generator
-from ..stage2.sampling import sample_tokens
+from ..stage2.sampling import check_pair, sample_tokens
 from ..studies.neighbours import Neighbours
 from .explorers import BitExplorer, EditExplorer, NeighbourExplorer, SamplingExplorer
 
@@ -60,9 +60,9 @@ def explorer(kind,               # one of `KINDS`
     if kind == 'bits': return BitExplorer(tok, _twelve(data('validation')))
 
     gen = Generator.from_pretrained(generator).eval()
-    fit = (gen.config.bits, gen.config.side) == (tok.config.bits, tok.config.side)
-    check(fit, 'The generator draws tokens of another size than the tokenizer reads: '
-               'use the tokenizer it was trained with.')
+    check_pair(gen, tok)
+    check(gen.config.side == tok.config.side, 'The generator draws another number of tokens than '
+          'the tokenizer reads: use the tokenizer it was trained with.')
     if kind == 'sampling': return SamplingExplorer(gen, tok)
     if kind == 'editing': return EditExplorer(gen, tok, _twelve(data('validation')))
 

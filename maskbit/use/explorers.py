@@ -14,7 +14,6 @@ import torch
 from fastcore.basics import patch
 from ..base.bits import bits_to_indices
 from ..base.counters import uniform
-from ..base.shapes import CLASSES
 from ..base.storage import write_atomic
 from ..base.trees import check
 from ..stage2.editing import box, repaint
@@ -109,11 +108,6 @@ def save(self: BitExplorer,
     return f'Saved {files[0]} and {files[1]}.'
 
 # %% ../../nbs/use/29_explorers.ipynb #sampling
-def _class_names(generator):
-    known = generator.config.classes == len(CLASSES)
-    return list(CLASSES) if known else [f'class {i}' for i in range(generator.config.classes)]
-
-
 class SamplingExplorer(SlowExplorer):
     "Draw a picture and see it come about (App. B.3)."
     large = 1
@@ -133,13 +127,13 @@ class SamplingExplorer(SlowExplorer):
         images = self.decode(*tokens)
         hidden = [states[i][1].float().mean() for i in picked]
         strip = {f'step {i + 1}, {h:.0%} hidden': im for i, h, im in zip(picked, hidden, images)}
-        return {f'{_class_names(self.generator)[label]}, after {n} steps': images[-1]} | strip
+        return {f'{self.generator.config.names[label]}, after {n} steps': images[-1]} | strip
 
     def controls(self, w):
         g, c = self.generator.config, self.generator.config.sample
         later = dict(continuous_update=False)
         number, groups = dict(kind='FloatSlider', **later), g.positions * g.groups
-        names = [(n, i) for i, n in enumerate(_class_names(self.generator))]
+        names = [(n, i) for i, n in enumerate(self.generator.config.names)]
         return {'label': choice(w, 'class', names),
                 'steps': slider(w, 'steps', 1, groups, min(c.steps, groups), **later),
                 'guidance_scale': slider(w, 'guidance', 0, 15, c.guidance_scale, 0.1, **number),
@@ -216,7 +210,7 @@ class EditExplorer(SlowExplorer):
     def pictures(self, picture, marked=(), keep=(), label=0, seed=0, steps=16, count=4, job=None):
         "The two of `before`, and `count` edits."
         start = tuple(x.expand(count, *x.shape) for x in self.start(picture, marked, keep))
-        labels, name = torch.full((count,), label), _class_names(self.generator)[label]
+        labels, name = torch.full((count,), label), self.generator.config.names[label]
         how = replace(self.generator.config.sample, steps=steps)
         tokens = sample_tokens(self.generator, labels, how, seed, start=start, states=job)
         images = self.decode(*tokens.view(count, self.side, self.side))
@@ -224,7 +218,7 @@ class EditExplorer(SlowExplorer):
         return self.before(picture, marked, keep) | edits
 
     def controls(self, w):
-        g, classes = self.generator.config, _class_names(self.generator)
+        g, classes = self.generator.config, self.generator.config.names
         size, groups = g.bits // g.groups, g.positions * g.groups
         keep = [f'keep bits {i * size} to {(i + 1) * size - 1}' for i in range(g.groups)]
         marks = [f'row {r + 1}, column {c + 1}' for r in range(self.side) for c in range(self.side)]

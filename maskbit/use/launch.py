@@ -8,13 +8,16 @@ __all__ = ['on_each', 'torchrun', 'to_words', 'slurm_script', 'read_words', 'ari
 
 # %% ../../nbs/use/50_launch.ipynb #imports
 import os, shlex, signal, subprocess, sys, tempfile
+from functools import partial
 from pathlib import Path
 import torch
 from ..base.config import Machines
 from ..base.loader import split_batch
+from ..base.presets import STAGE1, STAGE2
 from ..base.runs import StopSignal, Stopped
 from ..base.trees import check, to_json
 from .jobs import TrainGenerator, TrainTokenizer
+from .words import understand
 
 # %% ../../nbs/use/50_launch.ipynb #on-each
 def on_each(machines: Machines):
@@ -74,7 +77,9 @@ def read_words(words):
     "The training command that the words of a command line name, with its configuration."
     import tyro
     commands = {'train-tokenizer': TrainTokenizer, 'train-generator': TrainGenerator}
-    return tyro.extras.subcommand_cli_from_dict(commands, prog='maskbit', args=list(words))
+    read = partial(tyro.extras.subcommand_cli_from_dict, commands, prog='maskbit')
+    tree = {k: dict.fromkeys(presets, {}) for k, presets in zip(commands, (STAGE1, STAGE2))}
+    return understand(read, tree, words)
 
 # %% ../../nbs/use/50_launch.ipynb #arithmetic
 def arithmetic(train, world): # a `TrainConfig`, number of processes
@@ -112,7 +117,7 @@ def _pass_on(child, signals, errors): # `Popen`, `StopSignal`, as for `_start`
             told = True
             child.terminate()
         if signals.stop: tail += text
-        else: print(text, end='', flush=True)
+        elif not told: print(text, end='', flush=True)
     return tail
 
 
@@ -125,11 +130,11 @@ def run_torchrun(words, machines: Machines): # as for `torchrun`
               StopSignal(lambda number: child.terminate()) as signals):
             tail = _pass_on(child, signals, errors)
             code = child.wait()
-        wrong = file.readline()
+        wrong = file.readline().strip()
     if 'SignalException' in tail: tail = tail[:tail.rfind('Traceback')] # torchrun's, of the signal
     print(tail, end='')
     if signals.stop: raise Stopped(signals.stop)
-    check(code == 0 or not wrong, wrong)
+    check(not wrong, wrong)
     check(code == 0, f'The training ended with exit code {code}, and the lines above say why: '
           'the same command continues it from its last checkpoint.')
 

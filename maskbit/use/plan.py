@@ -7,11 +7,11 @@ __all__ = ['GPUS', 'PAPER', 'image_flops', 'memory', 'paper_utilisation', 'RunPl
 
 # %% ../../nbs/use/60_plan.ipynb #imports
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import torch
 from ..base.loader import split_batch
 from ..base.presets import STAGE1, STAGE2, preset
-from ..base.trees import check
+from ..base.trees import change, check, nearest
 from ..stage1.discriminator import DISCRIMINATORS
 from ..stage1.steps import build
 from ..stage1.tokenizer import Tokenizer
@@ -160,18 +160,18 @@ class RunPlan:
 def plan(stage,              # tokenizer or generator
          name,               # of a preset
          gpus=8,             # number of them
-         gpu='A100',         # which, of `GPUS`
-         batch=None,         # images per step; the preset's if not given
-         microbatch=None,    # images per GPU at a time; the preset's if not given
+         gpu='A100',         # which, of `GPUS`; a small letter will do
          utilisation=None,   # share of the peak; what the paper reached if not given
-         cached=True):       # of Stage II: from a token cache?
+         cached=True,        # of Stage II: from a token cache?
+         changes=None):      # {'model.depth': 12, 'train.batch': 512, ...}: fields of the preset
     "What a run of a preset costs."
-    check(gpu in GPUS, f'There is no GPU {gpu!r} in the table: choose one of {", ".join(GPUS)}.')
+    gpu, changes = {g.lower(): g for g in GPUS}.get(gpu.lower(), gpu), changes or {}
+    check(gpu in GPUS, f'There is no GPU {gpu!r} in the table{nearest(gpu, GPUS)} '
+                       f'Choose one of {", ".join(GPUS)}.')
     check(gpus >= 1 and (utilisation is None or 0 < utilisation <= 1), f'gpus is {gpus} and '
           f'utilisation {utilisation}: choose at least 1, and a share between 0 and 1.')
-    config = preset(STAGE1 if stage == 'tokenizer' else STAGE2, name)
-    given = {k: v for k, v in dict(batch=batch, microbatch=microbatch).items() if v}
-    train = replace(config.train, **given)
+    config = change(preset(STAGE1 if stage == 'tokenizer' else STAGE2, name), changes)
+    train = config.train
     encoder = None if stage == 'tokenizer' or cached else STAGE1[name]
     size, slices = split_batch(train.batch, train.microbatch, gpus)
     utilisation = utilisation or paper_utilisation(stage)[0]
@@ -179,20 +179,26 @@ def plan(stage,              # tokenizer or generator
     fixed, each, parameters = memory(stage, config, gpus, encoder)
     rate = gpus * GPUS[gpu][0] * 1e12 * utilisation / sum(flops.values())
     days = train.steps * train.batch / rate / 86400
-    return RunPlan(f'{stage} {name}', gpus, gpu, utilisation, train.batch, size, slices,
-                   train.steps, parameters, flops, fixed, each, rate, days)
+    title = ', '.join([f'{stage} {name}', *(f'{k} {v}' for k, v in changes.items())])
+    return RunPlan(title, gpus, gpu, utilisation, train.batch, size, slices, train.steps,
+                   parameters, flops, fixed, each, rate, days)
 
 # %% ../../nbs/use/60_plan.ipynb #plan-text
-def _parts(sizes, unit, digits):
-    return ', '.join(f'{k} {v / unit:,.{digits}f}' for k, v in sizes.items())
+def _figure(x):
+    "Three digits that count, or all before the point."
+    return f'{x:,.0f}' if x >= 100 else f'{x:#.3g}'.rstrip('.')
+
+
+def _parts(sizes, unit):
+    return ', '.join(f'{k} {_figure(v / unit)}' for k, v in sizes.items())
 
 
 def _memory_text(p):
     "Whether it fits, and if not, what would."
     room, used = GPUS[p.gpu][1], (p.fixed + p.each * p.microbatch) / 1e9
     if not p.largest: return f'one image does not fit into {room} GB'
-    text = (f'{used:.1f} GB of {room} a GPU: {p.fixed / 1e9:.1f} whatever the batch, '
-            f'{p.each / 1e9:.2f} for each image (an upper estimate, float32)')
+    text = (f'{_figure(used)} GB of {room} a GPU: {_figure(p.fixed / 1e9)} whatever the batch, '
+            f'{_figure(p.each / 1e9)} for each image (an upper estimate, float32)')
     if used <= 0.9 * room: return text
     return f'{text}. Too much: choose a microbatch of {p.largest} or less'
 
@@ -200,15 +206,16 @@ def _memory_text(p):
 def plan_text(p: RunPlan):
     "A plan in words, with what it assumes."
     peak, flops, hours = GPUS[p.gpu][0], sum(p.flops.values()), p.days * 24
-    time = f'{p.days:,.1f} days' if p.days >= 1 else f'{hours:.2f} hours'
+    units = ('days', p.days), ('hours', hours), ('minutes', 60 * hours), ('seconds', 3600 * hours)
+    time = next((f'{_figure(n)} {unit}' for unit, n in units if n >= 1), 'less than a second')
     lines = {
         'batch': f'{p.batch} = {p.gpus} GPUs x {p.microbatch} images x {p.slices} slices',
-        'parameters': f'{_parts(p.parameters, 1e6, 1)} million',
-        'operations': f'{flops / 1e9:,.0f} GFLOP an image ({_parts(p.flops, 1e9, 0)}), '
-                      f'{flops * p.batch / 1e12:,.1f} TFLOP a step',
+        'parameters': f'{_parts(p.parameters, 1e6)} million',
+        'operations': f'{_figure(flops / 1e9)} GFLOP an image ({_parts(p.flops, 1e9)}), '
+                      f'{_figure(flops * p.batch / 1e12)} TFLOP a step',
         'memory': _memory_text(p),
-        'throughput': f'{p.rate:,.0f} images/s, {p.rate / p.batch:.2f} steps/s, '
+        'throughput': f'{_figure(p.rate)} images/s, {_figure(p.rate / p.batch)} steps/s, '
                       f'at {p.utilisation:.1%} of {peak} TFLOP/s (bfloat16)',
-        'time': f'{time} ({hours * p.gpus:,.1f} GPU hours) for {p.steps:,} steps'}
+        'time': f'{time} ({_figure(hours * p.gpus)} GPU hours) for {p.steps:,} steps'}
     named = [f'  {name:13}{line}' for name, line in lines.items()]
     return '\n'.join([f'{p.name} on {p.gpus} x {p.gpu}', *named])
