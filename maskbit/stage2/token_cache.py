@@ -118,16 +118,16 @@ class Rows:
         return np.stack([self.parts[k][r - self.starts[k]] for k, r in zip(held_by, rows)])
 
 # %% ../../nbs/stage2/10_token_cache.ipynb #whole
-_KEYS = ('bits', 'side', 'images', 'views', 'part', 'classes', 'tokenizer')
-
-
 def _whole(folder):
     "The description and the parts of a cache; raises `InputError` if one is missing or damaged."
     check((folder/'about.json').is_file(),
           f'{folder} holds no token cache: make one with `maskbit tokenize`.')
     about = read_sealed(folder/'about.json')
-    check(all(k in about for k in _KEYS), f'{folder} is a token cache of another version: '
-                                          'make it again with `maskbit tokenize`.')
+    sizes = [about.get(k) for k in ('bits', 'side', 'images', 'views', 'part')]
+    good = all(isinstance(v, int) and 0 < v < 2 ** 40 for v in sizes)
+    good = good and isinstance(about.get('classes'), list) and 'tokenizer' in about
+    check(good and about['images'] * about['views'] <= about['part'] * 99_999,
+          f'{folder}/about.json describes no token cache: make it with `maskbit tokenize`.')
     parts = _parts(folder, about)
     missing = [p.name for p in parts if not p.is_dir()]
     check(not missing, f'The token cache {folder} is not finished, '
@@ -147,8 +147,13 @@ class TokenCache:
         self.seal = seal(about)
         self.bits, self.side = about['bits'], about['side']
         self.classes, self.tokenizer = about['classes'], about['tokenizer']
-        self.packed = Rows([np.load(p/'tokens.npy', mmap_mode='r') for p in parts])
-        labels = np.concatenate([np.load(p/'labels.npy') for p in parts])
+        try:
+            self.packed = Rows([np.load(p/'tokens.npy', mmap_mode='r') for p in parts])
+            labels = np.concatenate([np.load(p/'labels.npy') for p in parts])
+            wanted = about['images'] * about['views'], -(-self.side ** 2 * self.bits // 8)
+            good = self.packed.shape == wanted and labels.shape == wanted[:1]
+        except (ValueError, IndexError): good = False
+        check(good, f'The parts of {folder} are no arrays of such tokens: make it again.')
         self.labels = _classes_only(labels, self.classes, folder)
 
     def identity(self):

@@ -4,7 +4,7 @@ import json, random, shutil, signal, time
 import pytest
 from children import CONFIG, differing, kill, losses, state, train
 from maskbit.base.shapes import Shapes
-from maskbit.base.storage import damage
+from maskbit.base.storage import damage, write_atomic
 from maskbit.stage1.tokenizer import Tokenizer
 
 
@@ -34,6 +34,7 @@ def convert(folder, cache):
     ours = find_model('shapes', 'tokenizer')
     for name in ('a.bin', 'b.safetensors', 'c'):
         if not (folder/name).exists(): convert(ours, folder/name)
+    write_atomic(folder/'done', 'yes')        # clears up after a kill, as any later write does
 
 
 def trained(folder):
