@@ -66,7 +66,7 @@ def load_model(cls,        # class of the module, made from its configuration
 def fingerprint(model):
     "A short hash of a model's weights: two models with the same fingerprint give the same tokens."
     h = hashlib.sha256()
-    for k, v in sorted(model.state_dict().items()): h.update(k.encode()); h.update(v.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for k, v in sorted(model.state_dict().items()): h.update(k.encode()); h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:16]
 
 # %% ../../nbs/base/24_pretrained.ipynb #card

@@ -68,6 +68,8 @@ class Stage:
 
     def end_step(self, logs): pass                                         # once a step, with the mean terms of all slices
 
+    def watch(self, step): return {}                                       # -> {name: scalar} for a line of the log, the same in all processes
+
     def export(self, model, folder): pass                                  # write the averaged model as a usable folder
 
     def evaluate(self, model, batches, gather): return {}                  # -> {metric: number}; the first is the score, lower is better
@@ -172,7 +174,7 @@ def fit(make_stage,     # function of a device that returns the `Stage`
     accelerator = Accelerator(mixed_precision='no', cpu='LOCAL_RANK' in os.environ and not torch.cuda.is_available())    # several processes without GPUs: gloo
     main, rank, world, device, bads = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes, accelerator.device, []
     slices = split_batch(train.batch, train.microbatch, world)[1]
-    check_monitor(train, valid, world)
+    check_monitor(train, valid)
     torch.manual_seed(seed_of(train.seed, 'weights'))
     stage = make_stage(device)                              # whatever is missing is missed here, before the run's folder is made
     with contextlib.ExitStack() as held:
@@ -193,8 +195,10 @@ def fit(make_stage,     # function of a device that returns the `Stage`
             looks = train.eval_every and (step % train.eval_every == 0 or step == train.steps)
             saves = step % train.save_every == 0 or step == train.steps or stop or looks
             if step % train.log_every == 0 or saves:
-                row, done = report(accelerator, step, logs, bads, memo, data, run, train), time.time()
-                if looks: row |= evaluate(accelerator, stage, ema.module, valid, step, train, memo, log)
+                row, done = report(accelerator, step, logs | stage.watch(step), bads, memo, data, run, train), time.time()
+                if looks:
+                    if main: save_run(run, step, stage, ema, train.keep, memo)      # an evaluation that fails loses no step
+                    row |= evaluate(accelerator, stage, ema.module, valid, step, train, memo, log)
                 bar.set_postfix({k: f'{row[k]:.3g}' for k in list(logs)[:3] if k in row})
                 with on_disk(run): log and log.write(step, row, done)
             if saves and main: save_run(run, step, stage, ema, train.keep, memo); log.clock(step)

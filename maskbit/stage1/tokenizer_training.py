@@ -6,12 +6,14 @@
 __all__ = ['entropy_weight', 'TokenizerStage', 'adaptive_weight', 'train_tokenizer']
 
 # %% ../../nbs/stage1/60_tokenizer_training.ipynb #imports
+import math
 from dataclasses import asdict
 import torch
+import torch.distributed as dist
 from fastcore.basics import patch
 from torch.nn import functional as F
 from ..base.config import Stage1Config
-from ..base.metrics import evaluate_tokenizer
+from ..base.judges import code_metrics, evaluate_tokenizer, score_network
 from ..base.training import Part, Stage, fit, unwrap
 from .codebook import global_mean
 from .discriminator import DISCRIMINATORS, GAN_LOSSES, LeCam
@@ -35,6 +37,7 @@ class TokenizerStage(Stage):
         if config.loss.gan_start < config.train.steps:
             self.parts['discriminator'] = Part(DISCRIMINATORS[config.discriminator.kind](config.discriminator).to(device), config.optim, config.train.steps, config.loss.gan_start)
             self.extra.lecam = LeCam(config.loss.lecam_decay).to(device)
+        self.counts, self.warned = torch.zeros(2 ** config.model.bits, dtype=torch.long, device=device), False
 
     def active(self, name, step): return name == 'tokenizer' or step >= self.config.loss.gan_start
 
@@ -47,11 +50,36 @@ class TokenizerStage(Stage):
     def export(self, model, folder): model.save_pretrained(folder, about={'training': asdict(self.config)})
 
     def evaluate(self, model, batches, gather):
-        metrics = evaluate_tokenizer(model, (b['images'] for b in batches), gather=gather)
-        score = 'fid' if 'fid' in metrics else 'frechet_shapes'
-        return {score: metrics.pop(score)} | metrics
+        network = score_network(self.config.data.images)
+        metrics = evaluate_tokenizer(model, ((b['images'], b['n']) for b in batches), networks=[network], gather=gather)['metrics']
+        return {network.distance: metrics.pop(network.distance)} | metrics
 
     def pictures(self, model, batch): return torch.cat([batch['images'], model(batch['images']).images])      # each above its reconstruction
+
+# %% ../../nbs/stage1/60_tokenizer_training.ipynb #watch
+@patch
+def count(self: TokenizerStage, indices):
+    "Count the tokens of a slice."
+    i = indices.flatten(); self.counts.scatter_add_(0, i, torch.ones_like(i))
+
+
+@patch
+def watch(self: TokenizerStage, step):
+    "Use of the codes since the last line of the log, over all processes; says once that a codebook has collapsed."
+    counts, several = self.counts.clone(), dist.is_available() and dist.is_initialized()
+    if several: dist.all_reduce(counts)
+    self.counts.zero_()
+    m, tokens, c = code_metrics(counts), int(counts.sum()), self.config.model
+    dead = c.bits - m['bits_in_use'] if c.quantizer == 'lfq' else 0
+    random = m['codes'] * -math.expm1(-tokens / m['codes'])             # codes that as many random tokens would use
+    if (dead or m['codes_used'] < 0.1 * random) and step > self.config.train.steps // 10 and not self.warned:
+        self.warned = True
+        if not several or dist.get_rank() == 0:
+            print(f'The codebook has collapsed at step {step}: {m["codes_used"]} of {m["codes"]} codes in {tokens:,} tokens'
+                  + (f', {dead} of {c.bits} bits never change' if dead else '') + '. Raise loss.entropy, lower optim.lr, or train longer before the discriminator joins.')
+    balance = m['bit_balance']
+    shown = dict(codes_used=m['codes_used'], perplexity=m['perplexity'], bit_lowest=min(balance), bit_highest=max(balance))
+    return {k: torch.tensor(float(v), device=counts.device) for k, v in shown.items()}
 
 # %% ../../nbs/stage1/60_tokenizer_training.ipynb #adaptive
 def adaptive_weight(reconstruction, # loss, a scalar with gradient
@@ -67,7 +95,7 @@ def tokenizer_loss(self: TokenizerStage, batch, step):
     "Weighted sum of the Stage I losses, and its terms."
     cfg, images, tokenizer = self.config.loss, batch['images'], self.parts['tokenizer'].model
     out = tokenizer(images, cfg.temperature if cfg.entropy else None)
-    batch['reconstruction'] = out.images.detach()
+    batch['reconstruction'] = out.images.detach(); self.count(out.indices)
     fakes = out.images.float()
     terms = {'reconstruction': (F.mse_loss if cfg.norm == 'l2' else F.l1_loss)(fakes, images), 'perceptual': self.perceptual(fakes, images), **out.losses}
     pixels = cfg.reconstruction * terms['reconstruction'] + cfg.perceptual_weight * terms['perceptual']
