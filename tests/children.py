@@ -6,8 +6,8 @@ from maskbit.base.trees import change
 
 CONTEXT = multiprocessing.get_context('forkserver')                # children are forked from a process that has imported everything and started nothing
 CONTEXT.set_forkserver_preload(['maskbit.stage1.tokenizer_training', 'maskbit.stage2.generator_training', 'maskbit.base.shapes', 'maskbit.use.cli',
-                                'maskbit.base.metrics', 'accelerate', 'tqdm.auto',
-                                'torchmetrics.functional.image', 'torch_fidelity.metric_fid', 'torch.utils.tensorboard'])
+                                'maskbit.base.judges', 'accelerate', 'tqdm.auto',
+                                'torchmetrics.functional.image', 'torch_fidelity.metric_fid', 'torch_fidelity.metric_prc', 'torch.utils.tensorboard'])
 TRAIN = {'train.batch': 4, 'train.microbatch': 4, 'train.steps': 60, 'train.save_every': 2, 'train.log_every': 1, 'train.precision': 'float32'}
 TOKENIZER = change(STAGE1['tiny'], TRAIN | {'model.bits': 6, 'model.resolution': 16, 'model.base_channels': 8, 'model.channel_mult': (1, 2), 'model.blocks': 1, 'model.embedding': 8,
                                             'discriminator.base_channels': 8, 'discriminator.stages': 1, 'loss.perceptual': 'none', 'loss.gan_start': 4, 'optim.warmup': 4})

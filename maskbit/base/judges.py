@@ -43,6 +43,7 @@ class Panel:
     def __getstate__(self): return self.__dict__ | {'networks': [], 'labels': None}     # what travels between processes
 
     def add(self, pictures, numbers): # (B, 3, H, W) uint8, (B,); one chunk
+        pictures = pictures.contiguous()                               # another layout in memory, other digits
         for net in self.networks:
             features, logits = net(pictures)
             self.seen[net.name].add(features, numbers)

@@ -60,7 +60,7 @@ class GeneratorStage(Stage):
             logp = model(groups, mask, b['labels']).float().log_softmax(-1)
             each = logp.gather(-1, groups[..., None])[..., 0]                      # (B, n, N)
             sums.append(torch.stack([-(each * mask).sum(), ((logp.argmax(-1) == groups) & mask).sum(), mask.sum()]).double().cpu())
-        loss, right, hidden = torch.stack(gather(sums)).sum(0).tolist()
+        loss, right, hidden = torch.stack(gather(sums)).sum(0).tolist()     # a process without samples adds nothing
         return {'loss': loss / hidden, 'accuracy': right / hidden}
 
     def pictures(self, model, batch): # one for each label of the batch

@@ -11,7 +11,8 @@ from ..stage1 import roadmap
 from ..base.config import DataConfig
 from ..base.trees import change, check
 from ..base.data import open_data
-from ..base.metrics import evaluate_tokenizer
+from ..base.judges import evaluate_tokenizer
+from ..base.references import pictures
 from ..base.results import RESULTS, record
 from ..base.monitor import read_log
 from ..stage1.perceptual import PerceptualLoss
@@ -23,10 +24,9 @@ def _measured(config, data, validation, run, picture, quiet):
     "Train one row on `data` and measure it on `validation`."
     from torchvision.utils import save_image
     tok = train_tokenizer(config, data, run, quiet=quiet).cpu()
-    def held_out(first, last): return validation.fetch(range(first, min(last, len(validation))), range(first, min(last, len(validation))))['images']
     picture.parent.mkdir(parents=True, exist_ok=True)
-    save_image(tok.decode(tok.encode(held_out(0, 10))), picture, nrow=10, padding=0)
-    return evaluate_tokenizer(tok, (held_out(n, n + 100) for n in range(0, len(validation), 100))) | {'train_seconds': read_log(run)[-1]['seconds']}
+    save_image(tok.decode(tok.encode(next(pictures(validation, range(10)))[0])), picture, nrow=10, padding=0)
+    return evaluate_tokenizer(tok, pictures(validation, range(len(validation))))['metrics'] | {'train_seconds': read_log(run)[-1]['seconds']}
 
 
 def run_roadmap(scale='tiny',       # tiny, small or paper

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from ..base.bits import pack, unpack
 from ..base.trees import check
-from ..base.metrics import _lpips
+from ..base.judges import lpips_at_hand
 from ..base.networks import ShapesNet
 
 # %% ../../nbs/studies/40_neighbours.ipynb #hamming
@@ -49,7 +49,7 @@ def lpips_space(net): # an `lpips.LPIPS`
 
 def perceptual_space():
     "What the distance is called, and a function images (B, 3, H, W) in [0, 1] -> (B, D) whose squared distances it is: LPIPS where VGG's weights are on the disk."
-    if net := _lpips(): return 'LPIPS (VGG)', lpips_space(net)
+    if net := lpips_at_hand(): return 'LPIPS (VGG)', lpips_space(net)
     net = ShapesNet().eval()
     return 'perceptual distance (Shapes network)', torch.no_grad()(lambda images: _vectors(net(images)[1]))
 

@@ -11,7 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 import torch
 from ..base.presets import STAGE1, STAGE2
-from ..base.metrics import agreement, evaluate_tokenizer, frechet_distance
+from ..base.judges import evaluate_tokenizer
+from ..base.references import choose, pictures, reference_of
 from ..base.shapes import Shapes
 from ..base.storage import provenance
 from ..base.monitor import read_log
@@ -19,6 +20,7 @@ from ..stage1.tokenizer import Tokenizer
 from ..stage1.tokenizer_training import train_tokenizer
 from ..stage2.generator import Generator
 from ..stage2.generator_training import train_generator
+from ..stage2.evaluation import evaluate_generator, plan_labels
 from ..stage2.sampling import sample
 from ..stage2.token_cache import write_cache
 from ..studies.flips import flip
@@ -26,20 +28,22 @@ from ..studies.flips import flip
 # %% ../../nbs/use/10_demo.ipynb #measure
 def measure(tok, gen, count=512, seed=0, quiet=False):
     "(metrics, pictures) of a tokenizer and a generator on the validation split of Shapes."
-    real, _ = Shapes(tok.config.resolution, 'validation').batch(torch.arange(count))
-    labels = torch.arange(count) % 10
-    drawn = sample(gen, tok, labels, seed, quiet=quiet)
-    metrics = evaluate_tokenizer(tok, real.split(128)) | agreement(drawn, labels) | {f'{k} of samples': v for k, v in frechet_distance(drawn, real).items()}
-    indices = tok.encode(real[:12]); back = tok.decode(indices)
+    data = Shapes(tok.config.resolution, 'validation')
+    numbers, labels = choose(data, count, 'balanced'), plan_labels('balanced', gen.config.classes, count)
+    of_samples = evaluate_generator(gen, tok, labels, reference_of(['shapes'], data, numbers), seed=seed, quiet=quiet)['metrics']
+    shown = ('agreement', 'by_class')
+    metrics = evaluate_tokenizer(tok, pictures(data, numbers))['metrics'] | {k: of_samples.pop(k) for k in shown} | {f'{k} of samples': v for k, v in of_samples.items()}
+    real, drawn = data.batch(torch.tensor(numbers[:12]))[0], sample(gen, tok, labels[:80], seed)
+    indices = tok.encode(real); back = tok.decode(indices)
     flips = torch.cat([tok.decode(flip(indices[:4], b)) for b in range(tok.config.bits)])
-    pictures = dict(samples=drawn[:80], reconstructions=torch.cat([real[:12], back]), flips=torch.cat([real[:4], back[:4], flips]).unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1))
-    return metrics, pictures
+    sheets = dict(samples=drawn, reconstructions=torch.cat([real, back]), flips=torch.cat([real[:4], back[:4], flips]).unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1))
+    return metrics, sheets
 
 # %% ../../nbs/use/10_demo.ipynb #report
 _COLUMNS = {'samples': 10, 'reconstructions': 12, 'flips': None}
 _NAMES = {'psnr': 'PSNR, dB', 'ssim': 'SSIM', 'lpips': 'LPIPS (VGG)', 'codes': 'codes', 'codes_used': 'codes used', 'perplexity': 'perplexity of the codes', 'bits_in_use': 'bits in use',
           'agreement': 'samples that show the class asked for', 'frechet_shapes': 'Fréchet distance, reconstructions', 'frechet_shapes of samples': 'Fréchet distance, samples',
-          'fid': 'FID, reconstructions', 'fid of samples': 'FID, samples'}
+          'precision_shapes of samples': 'precision of the samples', 'recall_shapes of samples': 'recall of the samples'}
 
 
 def save_pictures(pictures, folder, name):
@@ -58,7 +62,7 @@ def write_report(folder, results, seconds):
     import jinja2
     folder = Path(folder)
     (folder/'metrics.json').write_text(json.dumps({'results': {k: m for k, (m, _) in results.items()}, 'seconds': seconds, 'provenance': provenance()}, indent=1))
-    rows = [k for k in next(iter(results.values()))[0] if k not in ('bit_balance', 'by_class', 'images')]
+    rows = [k for k in _NAMES if k in next(iter(results.values()))[0]]
     data = {name: {k: 'data:image/png;base64,' + base64.b64encode(p.read_bytes()).decode() for k, p in paths.items()} for name, (_, paths) in results.items()}
     template = jinja2.Environment(autoescape=True).from_string((files('maskbit')/'assets'/'report.html').read_text())
     (folder/'report.html').write_text(template.render(rows=rows, names=_NAMES, results={k: m for k, (m, _) in results.items()}, pictures=data, classes=Shapes.classes, seconds=seconds, about=provenance()))
@@ -79,8 +83,8 @@ def demo(folder,                     # where everything goes; an unfinished demo
     gen = train_generator(stage2, cache, folder/'generator', quiet=quiet)
     results = {}
     for name, (t, g) in {'this demo': (tok, gen), 'bundled': (Tokenizer.from_pretrained('shapes'), Generator.from_pretrained('shapes'))}.items():
-        metrics, pictures = measure(t.cpu(), g.cpu(), count, quiet=quiet)
-        results[name] = metrics, save_pictures(pictures, folder, name.replace(' ', '-'))
+        metrics, sheets = measure(t.cpu(), g.cpu(), count, quiet=quiet)
+        results[name] = metrics, save_pictures(sheets, folder, name.replace(' ', '-'))
     seconds = sum(read_log(folder/part)[-1]['seconds'] for part in ('tokenizer', 'generator'))
     write_report(folder, results, seconds)
     m = results['this demo'][0]
