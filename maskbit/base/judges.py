@@ -10,11 +10,11 @@ __all__ = ['regroup', 'Panel', 'look', 'distances', 'lpips_at_hand', 'reconstruc
 import functools, hashlib
 import torch
 from .features import at_hand, feature_network, to_bytes
-from .measures import Scores, Seen, density_coverage, frechet, kid, mind, precision_recall, too_few
+from .measures import (Scores, Seen, density_coverage, frechet, kid, mind,
+                                   precision_recall, too_few)
 from .monitor import CHUNK
 from .networks import hub_file, lpips_vgg
-from .shapes import CLASSES
-from .trees import InputError, check
+from .trees import check
 
 # %% ../../nbs/base/55_judges.ipynb #regroup
 def regroup(batches): # of pictures (B, 3, H, W), numbered from 0, or of (pictures, numbers)
@@ -23,7 +23,8 @@ def regroup(batches): # of pictures (B, 3, H, W), numbered from 0, or of (pictur
     for b in batches:
         images, n = b if isinstance(b, tuple) else (b, torch.arange(count, count + len(b)))
         check(not held or held[0].shape[1:] == images.shape[1:],
-              f'Pictures of different sizes cannot be measured together: {tuple(images.shape[1:])} after {tuple((held or [images])[0].shape[1:])}; resize or crop them first.')
+              f'Pictures of different sizes cannot be measured together: {tuple(images.shape[1:])} '
+              f'after {tuple((held or [images])[0].shape[1:])}; resize or crop them first.')
         held.append(images); numbers.append(torch.as_tensor(n).cpu()); count += len(images)
         x, n = torch.cat(held), torch.cat(numbers)
         while len(x) >= CHUNK: yield x[:CHUNK], n[:CHUNK]; x, n = x[CHUNK:], n[CHUNK:]
@@ -32,24 +33,28 @@ def regroup(batches): # of pictures (B, 3, H, W), numbered from 0, or of (pictur
 
 # %% ../../nbs/base/55_judges.ipynb #panel
 class Panel:
-    "What several networks saw of one set of pictures; what processes saw of its parts can be merged."
+    "What several networks saw of one set of pictures, or one process of its part of them."
     def __init__(self, networks,  # names, or `FeatureNetwork`s
-                 total=None,      # pictures that will come, over all processes; for the Inception Score, of generated ones
+                 total=None,      # generated pictures over all processes, for the Inception Score
                  labels=None):    # (total,) asked for, of generated Shapes
         self.networks = [feature_network(n) if isinstance(n, str) else n for n in networks]
-        self.seen, self.total, self.labels = {n.name: Seen(n.width) for n in self.networks}, total, labels
+        self.seen, self.total, self.labels = {n.name: Seen(n.width)
+                                              for n in self.networks}, total, labels
         self.scores, self.right, self.digests = Scores(total or 0), {}, {}
 
-    def __getstate__(self): return self.__dict__ | {'networks': [], 'labels': None}     # what travels between processes
+    # what travels between processes
+    def __getstate__(self): return self.__dict__ | {'networks': [], 'labels': None}
 
     def add(self, pictures, numbers): # (B, 3, H, W) uint8, (B,); one chunk
-        pictures = pictures.contiguous()                               # another layout in memory, other digits
+        # another layout in memory, other digits
+        pictures = pictures.contiguous()
         for net in self.networks:
             features, logits = net(pictures)
             self.seen[net.name].add(features, numbers)
             if net.name == 'inception' and self.total: self.scores.add(logits, numbers)
             if net.name == 'shapes' and self.labels is not None:
-                self.right |= dict(zip(numbers.tolist(), (logits.argmax(1).cpu() == self.labels[numbers]).tolist()))
+                self.right |= dict(zip(numbers.tolist(),
+                                       (logits.argmax(1).cpu() == self.labels[numbers]).tolist()))
         self.digests[int(numbers[0])] = hashlib.sha256(pictures.cpu().numpy().tobytes()).digest()
 
     def gathered(self, gather): # puts together lists of what several processes saw
@@ -62,7 +67,8 @@ class Panel:
         return whole
 
     @property
-    def hash(self): return hashlib.sha256(b''.join(d for _, d in sorted(self.digests.items()))).hexdigest()[:16]
+    def hash(self):
+        return hashlib.sha256(b''.join(d for _, d in sorted(self.digests.items()))).hexdigest()[:16]
 
 # %% ../../nbs/base/55_judges.ipynb #look
 @torch.no_grad()
@@ -92,13 +98,15 @@ def distances(x,             # a `Panel` of generated or reconstructed pictures
         if not len(b.features): continue
         fa, fb = a.features, b.features
         out[f'kid_{net.short}'], out[f'kid_{net.short}_error'] = kid(fa, fb, paired)
-        out |= {f'{k}_{net.short}': v for k, v in {**precision_recall(fa, fb), **density_coverage(fa, fb), 'mind': mind(fa, fb)}.items()}
+        out |= {f'{k}_{net.short}': v for k, v in {**precision_recall(fa, fb),
+                                                   **density_coverage(fa, fb),
+                                                   'mind': mind(fa, fb)}.items()}
     return out, warn
 
 # %% ../../nbs/base/55_judges.ipynb #pairs
 @functools.cache
 def lpips_at_hand():
-    "LPIPS on VGG16, or None where its trunk is not on the disk; raises `InputError` if that file is another."
+    "LPIPS on VGG16, or None where its trunk is not on the disk."
     from torchvision.models import VGG16_Weights
     return lpips_vgg().eval() if hub_file(VGG16_Weights.IMAGENET1K_V1.url).is_file() else None
 
@@ -106,51 +114,61 @@ def lpips_at_hand():
 @torch.no_grad()
 def reconstruction_metrics(images, # (B, 3, H, W) uint8
                            back):  # their reconstructions
-    "{metric: (B,)}: `psnr` (dB, 100 for equal pictures), `ssim`, and `lpips` (VGG) where its trunk is on the disk."
+    "{metric: (B,)}: `psnr` (dB, at most 100), `ssim`, and `lpips` (VGG) if its trunk is here."
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
     x, y = images.float() / 255, back.float() / 255
     mse = (x - y).square().mean((1, 2, 3)).clamp_min(1e-10)
-    out = {'psnr': -10 * mse.log10(), 'ssim': ssim(y, x, data_range=1.0, return_full_image=True, reduction='none')[1][..., 5:-5, 5:-5].mean((1, 2, 3))}
+    out = {'psnr': -10 * mse.log10(), 'ssim': ssim(y, x, data_range=1.0, return_full_image=True,
+                                                   reduction='none')[1][..., 5:-5,
+        5:-5].mean((1, 2, 3))}
     if net := lpips_at_hand(): out['lpips'] = net.to(x.device)(x, y, normalize=True).flatten()
     return out
 
 # %% ../../nbs/base/55_judges.ipynb #codes
-def count_codes(indices, K): return torch.bincount(indices.flatten(), minlength=2 ** K)      # (...) int64 tokens -> (2^K,)
+# (...) int64 tokens -> (2^K,)
+def count_codes(indices, K): return torch.bincount(indices.flatten(), minlength=2 ** K)
 
 
 def code_metrics(counts): # (2^K,) how often each code was seen
     "`codes_used`, `perplexity`, and for each bit the share of tokens in which it is set."
     K, p = len(counts).bit_length() - 1, counts.double() / counts.sum()
     balance = torch.stack([p.view(-1, 2, 2 ** k)[:, 1].sum() for k in range(K)]).tolist()
-    return {'codes': 2 ** K, 'codes_used': int((counts > 0).sum()), 'perplexity': float(torch.special.entr(p).sum().exp()),
+    return {'codes': 2 ** K, 'codes_used': int((counts > 0).sum()),
+            'perplexity': float(torch.special.entr(p).sum().exp()),
             'bit_balance': balance, 'bits_in_use': sum(0 < b < 1 for b in balance)}
 
 # %% ../../nbs/base/55_judges.ipynb #evaluate-tokenizer
 @torch.no_grad()
+# puts together lists of what several processes measured, each on its own batches
 def evaluate_tokenizer(tok,                   # a `Tokenizer`
                        batches,               # as for `regroup`
                        networks=('shapes',),  # names, or `FeatureNetwork`s; none for no distances
                        rounding='rounding',   # or truncation, of reconstructions
-                       gather=list):          # puts together lists of what several processes measured, each on its own batches
+                       gather=list):
     "Metrics of reconstructions, `hash` of the pictures, and `warnings`."
     real, made, each = Panel(networks), Panel(networks), []
     counts = torch.zeros(2 ** tok.config.bits, dtype=torch.long)
     for images, numbers in regroup(batches):
-        codes = tok.encode(images.float() / 255 if images.dtype == torch.uint8 else images)
+        codes = tok.encode(images.float() / 255 if images.dtype == torch.uint8 else images, pad=True)
         images, back = to_bytes(images), to_bytes(tok.decode(codes, images.shape[2:]), rounding)
         real.add(images, numbers); made.add(back, numbers)
         counts += count_codes(codes.cpu(), tok.config.bits)
-        each.append((int(numbers[0]), {k: v.double().cpu() for k, v in reconstruction_metrics(images, back).items()}))
+        each.append((int(numbers[0]), {k: v.double().cpu() for k,
+                                       v in reconstruction_metrics(images, back).items()}))
     every = sorted(gather(each), key=lambda e: e[0])
     n = sum(len(m['psnr']) for _, m in every)
-    check(n >= (10 if networks else 1), f'{n} pictures are too few to measure: give at least {10 if networks else 1}.')
+    check(n >= (10 if networks else 1),
+          f'{n} pictures are too few to measure: give at least {10 if networks else 1}.')
     means = {k: float(torch.cat([m[k] for _, m in every]).mean()) for k in every[0][1]}
     counts = torch.stack(gather([counts])).sum(0)
     real, made = real.gathered(gather), made.gathered(gather)
     apart, warnings = distances(made, real, paired=True)
-    return {'metrics': means | code_metrics(counts) | apart | {'images': n}, 'hash': real.hash, 'warnings': warnings}
+    return {'metrics': means | code_metrics(counts) | apart | {'images': n}, 'hash': real.hash,
+            'warnings': warnings}
 
 # %% ../../nbs/base/55_judges.ipynb #score-network
 def score_network(images): # `DataConfig.images`
-    "The network that scores models of such images if nothing else is said: the bundled classifier for Shapes, else the first at hand."
-    return feature_network('shapes' if images == 'shapes' else next(n for n in ('inception', 'efficientnet-lite1', 'shapes') if n in at_hand()))
+    "The network that scores models of such images: `shapes` for Shapes, else the first at hand."
+    return feature_network('shapes' if images == 'shapes'
+                           else next(n for n in ('inception', 'efficientnet-lite1', 'shapes')
+                                     if n in at_hand()))

@@ -17,9 +17,10 @@ KEPT = 10_000   # pictures whose features are kept
 
 
 class Seen:
-    "What one network saw of a set of pictures: their count, the mean and scatter of their features, and the features of at most `KEPT`."
+    "What one network saw: count, mean and scatter, and the features of at most `KEPT` pictures."
     def __init__(self, width): # length of a feature vector
-        self.n, self.mean, self.scatter = 0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
+        self.n, self.mean, self.scatter = 0, torch.zeros(width,
+            dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
         self.numbers, self.features = torch.zeros(0, dtype=torch.long), torch.zeros(0, width)
 
     def add(self, features, # (B, width)
@@ -40,7 +41,8 @@ class Seen:
         self.mean += apart * (n / total); self.n = total
 
     def _keep(self, features, numbers):
-        self.features, self.numbers = torch.cat([self.features, features]), torch.cat([self.numbers, numbers])
+        self.features, self.numbers = torch.cat([self.features, features]), torch.cat([self.numbers,
+            numbers])
         if self.n > KEPT and len(self.numbers) >= 2 * KEPT: self._prune()
 
     def _prune(self):
@@ -63,8 +65,10 @@ def frechet(a, b): # statistics: `mu` and `sigma`
     "The Fréchet distance of two Gaussians."
     from torch_fidelity.metric_fid import fid_statistics_to_metric
     check(a['mu'].shape == b['mu'].shape and a['sigma'].shape == b['sigma'].shape,
-          f'Statistics of {len(a["mu"])} and of {len(b["mu"])} features cannot be compared: they come from two networks.')
-    check(all(np.isfinite(v).all() for s in (a, b) for v in s.values()), 'The statistics hold values that are not finite: they are damaged, or pictures were.')
+          f'Statistics of {len(a["mu"])} and of {len(b["mu"])} features cannot be compared: they '
+          'come from two networks.')
+    check(all(np.isfinite(v).all() for s in (a, b) for v in s.values()),
+          'The statistics hold values that are not finite: they are damaged, or pictures were.')
     return float(fid_statistics_to_metric(a, b, verbose=False)['frechet_inception_distance'])
 
 # %% ../../nbs/base/54_measures.ipynb #kid
@@ -85,19 +89,23 @@ def kid(x, y,          # features (A, D), (B, D)
     x, y, G = x.double(), y.double(), min(groups, len(x) // 2, len(y) // 2)
     check(G >= 2, f'{min(len(x), len(y))} pictures are too few for KID: give at least 4.')
     gx, gy = torch.arange(len(x)) % G, torch.arange(len(y)) % G
-    xx, yy, xy = _kernel_sums(x, x, gx, gx, True), _kernel_sums(y, y, gy, gy, True), _kernel_sums(x, y, gx, gy, paired)
+    xx, yy, xy = _kernel_sums(x, x, gx, gx, True), _kernel_sums(y, y, gy, gy, True), _kernel_sums(x,
+        y, gx, gy, paired)
     nx, ny = gx.bincount().double(), gy.bincount().double()
     def estimate(w): # (G,) of 0 and 1: which groups
         a, b = w @ nx, w @ ny
-        return w @ xx @ w / (a * (a - 1)) + w @ yy @ w / (b * (b - 1)) - 2 * (w @ xy @ w) / (a * (a - 1) if paired else a * b)
+        crossed = a * (a - 1) if paired else a * b
+        return w @ xx @ w / (a * (a - 1)) + w @ yy @ w / (b * (b - 1)) - 2 * (w @ xy @ w) / crossed
     without = torch.stack([estimate(w) for w in 1 - torch.eye(G, dtype=torch.float64)])
-    return float(estimate(torch.ones(G, dtype=torch.float64))), float(((G - 1) / G * (without - without.mean()).square().sum()).sqrt())
+    error = ((G - 1) / G * (without - without.mean()).square().sum()).sqrt()
+    return float(estimate(torch.ones(G, dtype=torch.float64))), float(error)
 
 # %% ../../nbs/base/54_measures.ipynb #manifold
 def precision_recall(x, y): # features of generated and of real pictures
     "{precision, recall}, with the third neighbour as ADM's evaluation has it."
     from torch_fidelity.metric_prc import prc_features_to_metric
-    out = prc_features_to_metric(x, y, prc_neighborhood=3, prc_batch_size=1000, save_cpu_ram=True, verbose=False)
+    out = prc_features_to_metric(x, y, prc_neighborhood=3, prc_batch_size=1000, save_cpu_ram=True,
+                                 verbose=False)
     return {k: out[k] for k in ('precision', 'recall')}
 
 
@@ -106,7 +114,8 @@ def density_coverage(x, y,    # features of generated and of real pictures
     "{density, coverage}."
     inside, covered = 0.0, []
     for part in y.split(1000):
-        radius = torch.cdist(part, y).kthvalue(k + 1).values[:, None]      # the nearest is the picture itself
+        # the nearest is the picture itself
+        radius = torch.cdist(part, y).kthvalue(k + 1).values[:, None]
         within = torch.cdist(part, x) <= radius
         inside += float(within.sum()); covered.append(within.any(1))
     return {'density': inside / (k * len(x)), 'coverage': float(torch.cat(covered).float().mean())}
@@ -116,11 +125,16 @@ def mind(x, y,            # features (A, D), (B, D)
          directions=1000, # drawn with a fixed seed
          most=5000):      # pictures used of each set
     "D times the mean over directions of the squared Wasserstein distance."
-    x, y = (z[torch.arange(min(most, len(z))) * len(z) // min(most, len(z))].double() for z in (x, y))     # from all over the set
-    n, rows = min(len(x), len(y)), torch.randn(directions, x.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    # from all over the set
+    x, y = (z[torch.arange(min(most, len(z))) * len(z) // min(most, len(z))].double()
+            for z in (x, y))
+    n, rows = min(len(x), len(y)), torch.randn(directions, x.shape[1],
+                                               generator=torch.Generator().manual_seed(0),
+                                               dtype=torch.float64)
     at = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     def quantiles(z): return z.sort(1).values if z.shape[1] == n else z.quantile(at, 1).T
-    out = [(quantiles(d @ x.T) - quantiles(d @ y.T)).square().mean(1) for d in F.normalize(rows, dim=1).split(100)]
+    out = [(quantiles(d @ x.T) - quantiles(d @ y.T)).square().mean(1) for d in F.normalize(rows,
+        dim=1).split(100)]
     return float(torch.cat(out).mean() * x.shape[1])
 
 # %% ../../nbs/base/54_measures.ipynb #isc
@@ -128,15 +142,19 @@ class Scores:
     "The Inception Score of a stream of logits, over ten consecutive splits."
     def __init__(self, total, classes=1008): # pictures that will come, and logits of each
         self.ends = torch.tensor([(i + 1) * total // 10 for i in range(10)])
-        self.n, self.p, self.plogp = (torch.zeros(10, w, dtype=torch.float64) for w in (1, classes, 1))
+        self.n, self.p, self.plogp = (torch.zeros(10, w, dtype=torch.float64) for w in (1, classes,
+            1))
 
     def add(self, logits, numbers): # (B, classes), (B,)
-        split = F.one_hot(torch.bucketize(torch.as_tensor(numbers), self.ends, right=True), 10).double().T      # (10, B)
+        # (10, B)
+        split = F.one_hot(torch.bucketize(torch.as_tensor(numbers), self.ends, right=True),
+                          10).double().T
         logp = logits.double().log_softmax(1).cpu()
         self.n += split.sum(1, keepdim=True); self.p += split @ logp.exp()
         self.plogp += split @ (logp.exp() * logp).sum(1, keepdim=True)
 
-    def merge(self, other): self.n += other.n; self.p += other.p; self.plogp += other.plogp; return self
+    def merge(self, other):
+        self.n += other.n; self.p += other.p; self.plogp += other.plogp; return self
 
     def score(self): # (mean, standard deviation) over the splits
         q = self.p / self.n
@@ -147,5 +165,7 @@ class Scores:
 def too_few(name, width, n): # of the distance, its features, the pictures on the smaller side
     "What is wrong with a Fréchet distance of `n` pictures, in words, or None."
     if n <= width:
-        return (f'{name} compares covariances of {width} features from {n} pictures, which leave {width - n + 1} directions without '
-                f'any spread: the number is too large and depends on {n}. Measure at least {10 * width:,} pictures, or read KID.')
+        return (f'{name} compares covariances of {width} features from {n} pictures, which leave '
+                f'{width - n + 1} directions without '
+                f'any spread: the number is too large and depends on {n}. Measure at least '
+                f'{10 * width:,} pictures, or read KID.')

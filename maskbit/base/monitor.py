@@ -98,23 +98,28 @@ def share(count, rank=0, world=1):
 # %% ../../nbs/base/42_monitor.ipynb #evaluate
 def to_device(batch, device):
     "The tensors of a batch on a device, on a GPU with pictures channels last."
-    def move(v): return v.to(device, non_blocking=True, memory_format=torch.channels_last if v.ndim == 4 and device.type == 'cuda' else torch.preserve_format)
+    def move(v):
+        return v.to(device, non_blocking=True, memory_format=torch.channels_last if v.ndim == 4
+                    and device.type == 'cuda' else torch.preserve_format)
     return {k: move(v) for k, v in batch.items()}
 
 
 @torch.no_grad()
 def evaluate(accelerator, stage, model, valid, step, train, memo, log):
-    "Metrics of the averaged model as a row of the log; notes the best score in `memo`, and gives pictures to the log."
+    "Held-out metrics as a row of the log; notes the best score in `memo` and shows pictures."
     from accelerate.utils import gather_object
     from torchvision.utils import make_grid
     count = min(len(valid), train.eval_size)
     def load(numbers): # from all over the data, which may be sorted by class
         chosen = [n * len(valid) // count for n in numbers]
-        return to_device(valid.fetch(chosen, chosen) | {'n': torch.tensor(numbers)}, accelerator.device)
+        return to_device(valid.fetch(chosen, chosen) | {'n': torch.tensor(numbers)},
+                         accelerator.device)
     mine = share(count, accelerator.process_index, accelerator.num_processes)
     metrics = stage.evaluate(model, (load(list(n)) for n in mine), gather_object)
     score = next(iter(metrics.values()))
     if memo['best'] is None or score < memo['best']: memo |= {'best': score, 'best_step': step}
-    if log and log.sinks and (images := stage.pictures(model, load(list(range(min(8, count)))))) is not None:
-        for sink in log.sinks: sink.picture(step, make_grid(images.float().cpu().clamp(0, 1), nrow=min(8, count)))
+    if log and log.sinks and (images := stage.pictures(model, load(list(range(min(8,
+            count)))))) is not None:
+        for sink in log.sinks:
+            sink.picture(step, make_grid(images.float().cpu().clamp(0, 1), nrow=min(8, count)))
     return {f'eval/{k}': v for k, v in metrics.items()}

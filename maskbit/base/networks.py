@@ -23,24 +23,30 @@ def hub_file(url): # of a file of weights
 
 def weights_file(url,      # of a published file, its name ends with the first digits of its SHA-256
                  file=''): # a local copy; empty to download
-    "A path with what the URL promises; raises `InputError` saying what is missing, where it comes from and how to help."
-    path, promised = Path(file) if file else hub_file(url), re.search(r'-([0-9a-f]{8,})\.', Path(url).name)[1]
+    "A path with what the URL promises; raises `InputError` saying what is missing and how to help."
+    path, promised = Path(file) if file else hub_file(url), re.search(r'-([0-9a-f]{8,})\.',
+        Path(url).name)[1]
     if not file and not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try: torch.hub.download_url_to_file(url, str(path), promised)
         except Exception as e:
-            raise InputError(f'{path.name} could not be downloaded from {url} ({type(e).__name__}): download it '
-                             'elsewhere and give the file, or choose a network that needs none.') from None
-    check(path.is_file(), f'There is no file {file}: download {Path(url).name} from {url} and give its place.')
+            raise InputError(f'{path.name} could not be downloaded from {url} '
+                             f'({type(e).__name__}): download it '
+                             'elsewhere and give the file, or choose another network.') from None
+    check(path.is_file(),
+          f'There is no file {file}: download {Path(url).name} from {url} and give its place.')
     check(_digest(path)['sha256'].startswith(promised),
-          f'{path} is not {Path(url).name}, its SHA-256 does not begin with {promised}: download it again from {url}.')
+          f'{path} is not {Path(url).name}, its SHA-256 does not begin with {promised}: download '
+          f'it again from {url}.')
     return path
 
 # %% ../../nbs/base/52_networks.ipynb #fill
 def pretrained(weights, # a torchvision weights entry
                file):   # a local copy, of these or other weights; empty to download
     "Its tensors; raises `InputError` as `weights_file` does."
-    if file: check(Path(file).is_file(), f'There is no file {file}: it should hold {Path(weights.url).name}, from {weights.url}.')
+    if file:
+        check(Path(file).is_file(), f'There is no file {file}: it should hold '
+                                    f'{Path(weights.url).name}, from {weights.url}.')
     return read_tensors(file or weights_file(weights.url))
 
 
@@ -49,12 +55,13 @@ def fill(net, state, # a module and its tensors
     "Load the tensors strictly; raises `InputError` naming the file."
     try: net.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as e:
-        said = str(e).splitlines()[-1].strip()
-        raise InputError(f'{file} does not hold the weights of {type(net).__name__}: {said}') from None
+        said = f'{type(net).__name__}: {str(e).splitlines()[-1].strip()}'
+        raise InputError(f'{file} does not hold the weights of {said}') from None
     return net
 
 # %% ../../nbs/base/52_networks.ipynb #networks
-_MEAN, _STD = torch.tensor([.485, .456, .406])[:, None, None], torch.tensor([.229, .224, .225])[:, None, None]
+_MEAN, _STD = torch.tensor([.485, .456, .406])[:, None, None], torch.tensor([.229, .224, .225])[:,
+    None, None]
 
 
 class ResNet50(nn.Module):
@@ -83,12 +90,14 @@ class ShapesNet(nn.Module):
 
 # %% ../../nbs/base/52_networks.ipynb #lpips
 def lpips_vgg(file=''): # a local copy of VGG16's weights
-    "The LPIPS distance of Taming-VQGAN, a module (B, 3, H, W), (B, 3, H, W) in [-1, 1] -> (B, 1, 1, 1)."
+    "Taming-VQGAN's LPIPS, a module: (B, 3, H, W), (B, 3, H, W) in [-1, 1] -> (B, 1, 1, 1)."
     import lpips
     from torchvision.models import VGG16_Weights
     state = pretrained(VGG16_Weights.IMAGENET1K_V1, file)
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', category=UserWarning, module='torchvision')  # the package asks torchvision in an old way
+        # the package asks torchvision in an old way
+        warnings.filterwarnings('ignore', category=UserWarning, module='torchvision')
         net = lpips.LPIPS(net='vgg', pnet_rand=True, verbose=False)
-    fill(net.net, {k: state.get('features.' + k.split('.', 1)[1]) for k in net.net.state_dict()}, file)
+    fill(net.net, {k: state.get('features.' + k.split('.', 1)[1]) for k in net.net.state_dict()},
+         file)
     return net

@@ -34,15 +34,18 @@ def choose(data,    # a data set with `classes`
     where = [torch.nonzero(labels_of(data) == k).flatten() for k in range(len(data.classes))]
     rare = min(range(len(where)), key=lambda k: len(where[k]))
     each = min(count // len(where), len(where[rare]))
-    check(each > 0, f'{count} pictures are fewer than the {len(where)} classes, or the class {data.classes[rare]} has none: ask for a multiple of {len(where)}, or for --labels natural.')
+    check(each > 0, f'{count} pictures are fewer than the {len(where)} classes, or the class '
+                    f'{data.classes[rare]} has none: ask for a multiple of {len(where)}, or for '
+                    '--labels natural.')
     if (draw + 1) * each > len(where[rare]): return None
     return sorted(int(i) for w in where for i in w[draw * each:(draw + 1) * each])
 
 # %% ../../nbs/base/57_references.ipynb #pictures
 def pictures(data, numbers, device='cpu', rank=0, world=1, title=None): # a title for a progress bar
-    "Batches (pictures, positions in `numbers`), those of one of several processes, as `regroup` takes them."
+    "Batches (pictures, positions in `numbers`), those of one of several processes."
     from tqdm.auto import tqdm
-    for n in tqdm(share(len(numbers), rank, world), desc=title, unit='batch', disable=title is None, dynamic_ncols=True):
+    for n in tqdm(share(len(numbers), rank, world), desc=title, unit='batch', disable=title is None,
+                  dynamic_ncols=True):
         chosen = [numbers[i] for i in n]
         yield data.fetch(chosen, chosen)['images'].to(device), torch.tensor(list(n))
 
@@ -50,34 +53,43 @@ def pictures(data, numbers, device='cpu', rank=0, world=1, title=None): # a titl
 def _header(f):
     "Shape and type of the array in an open .npy, which is then at its data."
     version = np.lib.format.read_magic(f)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(f)
+    if version == (1, 0): return np.lib.format.read_array_header_1_0(f)
+    return np.lib.format.read_array_header_2_0(f)
 
 
 class Npz:
     "The pictures of a file as ADM writes them, and its statistics if it has some."
     def __init__(self, path):
         self.path, self.classes = Path(path), None
-        check(self.path.is_file(), f'There is no file {path}: give an .npz with arr_0, or with mu and sigma.')
+        check(self.path.is_file(),
+              f'There is no file {path}: give an .npz with arr_0, or with mu and sigma.')
         try:
             with zipfile.ZipFile(path) as z: names = {n.removesuffix('.npy') for n in z.namelist()}
-            check('arr_0' in names or {'mu', 'sigma'} <= names, f'{path} holds {", ".join(sorted(names)) or "nothing"}: it needs arr_0 (pictures), or mu and sigma.')
+            check('arr_0' in names or {'mu', 'sigma'} <= names,
+                  f'{path} holds {", ".join(sorted(names)) or "nothing"}: it needs arr_0 '
+                  '(pictures), or mu and sigma.')
             self.statistics = self._statistics() if {'mu', 'sigma'} <= names else None
             self.shape = self._shape() if 'arr_0' in names else (0,)
         except (zipfile.BadZipFile, ValueError, EOFError, OSError) as e:
-            check(False, f'{path} cannot be read as an .npz of numbers ({str(e)[:60]}): copy or download it again.')
+            check(False, f'{path} cannot be read as an .npz of numbers ({str(e)[:60]}): copy or '
+                         'download it again.')
 
     def __len__(self): return self.shape[0]
 
     def _statistics(self):
-        with np.load(self.path, allow_pickle=False) as f: s = {k: f[k].astype(np.float64) for k in ('mu', 'sigma')}
-        check(s['mu'].shape == (2048,) and s['sigma'].shape == (2048, 2048) and all(np.isfinite(v).all() for v in s.values()),
-              f"{self.path}: mu is {s['mu'].shape} and sigma {s['sigma'].shape}; Inception's are (2048,) and (2048, 2048), all finite.")
+        with np.load(self.path, allow_pickle=False) as f:
+            s = {k: f[k].astype(np.float64) for k in ('mu', 'sigma')}
+        check(s['mu'].shape == (2048,) and s['sigma'].shape == (2048, 2048)
+              and all(np.isfinite(v).all() for v in s.values()),
+              f"{self.path}: mu is {s['mu'].shape} and sigma {s['sigma'].shape}; Inception's are "
+              "(2048,) and (2048, 2048), all finite.")
         return s
 
     def _shape(self):
-        with zipfile.ZipFile(self.path) as z, z.open('arr_0.npy') as f: shape, fortran, dtype = _header(f)
-        check(len(shape) == 4 and shape[3] == 3 and dtype == np.uint8 and not fortran, f'{self.path}: arr_0 is {shape} {dtype}; pictures are (N, H, W, 3) uint8.')
+        with zipfile.ZipFile(self.path) as z, z.open('arr_0.npy') as f:
+            shape, fortran, dtype = _header(f)
+        check(len(shape) == 4 and shape[3] == 3 and dtype == np.uint8 and not fortran,
+              f'{self.path}: arr_0 is {shape} {dtype}; pictures are (N, H, W, 3) uint8.')
         return shape
 
     def pictures(self, device='cpu', rank=0, world=1):
@@ -87,34 +99,42 @@ class Npz:
             _header(f)
             for n in share(len(self)):
                 data = f.read(size * len(n))
-                check(len(data) == size * len(n), f'{self.path} ends early: copy or download it again.')
-                if n in mine: yield torch.frombuffer(bytearray(data), dtype=torch.uint8).view(len(n), *self.shape[1:]).permute(0, 3, 1, 2).contiguous().to(device), torch.tensor(list(n))
+                check(len(data) == size * len(n),
+                      f'{self.path} ends early: copy or download it again.')
+                if n in mine:
+                    x = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(len(n),
+                        *self.shape[1:])
+                    yield x.permute(0, 3, 1, 2).contiguous().to(device), torch.tensor(list(n))
 
 # %% ../../nbs/base/57_references.ipynb #write-npz
 class NpzWriter:
-    "Writes pictures as they come into `arr_0` of an .npz as ADM's evaluation reads it; the file appears when it is whole."
+    "Writes pictures, as they come, as `arr_0` of an .npz; the file appears when it is whole."
     def __init__(self, path, count): self.path, self.count, self.written = Path(path), count, 0
 
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.tmp = self.path.with_name(self.path.name + '.tmp')
-        self.zip = zipfile.ZipFile(self.tmp, 'w'); self.file = self.zip.open('arr_0.npy', 'w', force_zip64=True)
+        self.zip = zipfile.ZipFile(self.tmp, 'w')
+        self.file = self.zip.open('arr_0.npy', 'w', force_zip64=True)
         return self
 
     def add(self, pictures): # (B, 3, H, W) uint8
         if not self.written:
-            header = {'descr': '|u1', 'fortran_order': False, 'shape': (self.count, *pictures.shape[2:], 3)}
+            header = {'descr': '|u1', 'fortran_order': False,
+                      'shape': (self.count, *pictures.shape[2:], 3)}
             np.lib.format.write_array_header_1_0(self.file, header)
-        self.file.write(pictures.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes()); self.written += len(pictures)
+        self.file.write(pictures.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())
+        self.written += len(pictures)
 
     def __exit__(self, kind, *_):
         self.file.close(); self.zip.close()
-        os.replace(self.tmp, self.path) if not kind and self.written == self.count else self.tmp.unlink()
+        if not kind and self.written == self.count: os.replace(self.tmp, self.path)
+        else: self.tmp.unlink()
 
 # %% ../../nbs/base/57_references.ipynb #reference
 @dataclass
 class Reference:
-    "Real pictures as networks saw them: `seen` by name as in a `Panel`, and what a result says about it."
+    "Real pictures as networks saw them, by name as in a `Panel`, and what a result says of them."
     seen: dict
     about: dict
     hash: str
@@ -123,23 +143,29 @@ class Reference:
 def identity(data):
     "A hash of what a data set is made of, without reading its pictures."
     if hasattr(data, 'path'): rows = _digest(data.path)
-    elif hasattr(data, 'paths'): rows = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in data.paths]
+    elif hasattr(data, 'paths'):
+        rows = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in data.paths]
     elif hasattr(data, 'shards'): rows = json.dumps(data.shards, default=str)
     else: rows = {k: getattr(data, k) for k in ('size', 'difficulty', 'seed')}       # Shapes
     return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+
+
+_KEPT = 'mean', 'scatter', 'numbers', 'features'
 
 
 def _load(folder, net):
     "What a network saw, from a folder of the cache; None if it is not there, or damaged."
     if not folder.is_dir() or damage(folder): return
     t, s = load_file(folder/'seen.safetensors'), Seen(net.width)
-    s.n, s.mean, s.scatter, s.numbers, s.features = int(t['n']), *(t[k].clone() for k in ('mean', 'scatter', 'numbers', 'features'))
+    s.n = int(t['n'])
+    for k in _KEPT: setattr(s, k, t[k].clone())
     return s, json.loads((folder/'about.json').read_text())['hash']
 
 
 def _store(folder, seen, about):
     with atomic_folder(folder) as tmp:
-        save_file({'n': torch.tensor(seen.n)} | {k: getattr(seen, k).contiguous() for k in ('mean', 'scatter', 'numbers', 'features')}, tmp/'seen.safetensors')
+        tensors = {k: getattr(seen, k).contiguous() for k in _KEPT}
+        save_file(tensors | {'n': torch.tensor(seen.n)}, tmp/'seen.safetensors')
         (tmp/'about.json').write_text(json.dumps(about, indent=1))
 
 # %% ../../nbs/base/57_references.ipynb #reference-of
@@ -150,27 +176,40 @@ def reference_of(networks,       # names, or `FeatureNetwork`s
                  cache=None,     # folder for what networks saw, to be found there again
                  device='cpu', rank=0, world=1, gather=list, title=None):
     "A `Reference`: from the cache, or by looking at the pictures."
-    networks, seen, hashes = [feature_network(n) if isinstance(n, str) else n for n in networks], {}, set()
+    networks = [feature_network(n) if isinstance(n, str) else n for n in networks]
+    seen, hashes, npz = {}, set(), isinstance(data, Npz)
     numbers = list(range(len(data))) if numbers is None else numbers
-    key = {'data': identity(data), 'numbers': hashlib.sha256(repr(numbers).encode()).hexdigest(), 'size': getattr(data, 'resolution', getattr(data, 'size', None))}
-    def folder(net): return cache and Path(cache)/hashlib.sha256(json.dumps([key, net.name, net.checksum, net.rule, CHUNK]).encode()).hexdigest()[:24]
+    key = {'data': identity(data), 'numbers': hashlib.sha256(repr(numbers).encode()).hexdigest()}
+    # its size, and how it is resized
+    if not npz: key['first'] = look([], pictures(data, numbers[:1])).hash
+    def folder(net):
+        made_from = json.dumps([key, net.name, net.checksum, net.rule, CHUNK])
+        return cache and Path(cache)/hashlib.sha256(made_from.encode()).hexdigest()[:24]
     for net in networks:
-        if cache and (found := _load(folder(net), net)): seen[net.name] = found[0]; hashes.add(found[1])
+        if cache and (found := _load(folder(net), net)):
+            seen[net.name] = found[0]; hashes.add(found[1])
     missing = [n for n in networks if n.name not in seen] if len(numbers) else []
     if missing:
-        batches = data.pictures(device, rank, world) if isinstance(data, Npz) else pictures(data, numbers, device, rank, world, title)
+        where = device, rank, world
+        batches = data.pictures(*where) if npz else pictures(data, numbers, *where, title)
         panel = look(missing, batches, gather=gather)
         seen |= panel.seen; hashes.add(panel.hash)
-        if cache and rank == 0: [_store(folder(n), panel.seen[n.name], {'hash': panel.hash, 'name': n.name, 'checksum': n.checksum} | key) for n in missing]
-    if isinstance(data, Npz) and data.statistics and any(n.name == 'inception' for n in networks): seen['inception'] = Given(data.statistics, seen.get('inception'))
-    check(seen, f'{data.path if isinstance(data, Npz) else data} holds the statistics of Inception and no pictures: choose --networks inception.')
-    return Reference(seen, dict(pictures=len(numbers)) | (about or {}), hashes.pop() if hashes else key['data'])
+        for n in missing if cache and rank == 0 else []:
+            about_it = {'hash': panel.hash, 'name': n.name, 'checksum': n.checksum} | key
+            _store(folder(n), panel.seen[n.name], about_it)
+    if npz and data.statistics and any(n.name == 'inception' for n in networks):
+        seen['inception'] = Given(data.statistics, seen.get('inception'))
+    check(seen, f'{getattr(data, "path", "")} holds the statistics of Inception and no pictures: '
+                'choose --networks inception.')
+    hash = hashes.pop() if hashes else key['data']
+    return Reference(seen, dict(pictures=len(numbers)) | (about or {}), hash)
 
 
 class Given:
     "Statistics from a file in place of those of the pictures beside them, if there are any."
     def __init__(self, statistics, seen=None):
-        self.statistics, self.n = statistics, 10 ** 9                  # ADM's do not say of how many
+        # ADM's do not say of how many
+        self.statistics, self.n = statistics, 10 ** 9
         self.features = torch.zeros(0) if seen is None else seen.features
 
 # %% ../../nbs/base/57_references.ipynb #floors
@@ -181,13 +220,15 @@ def floors(networks,   # names, or `FeatureNetwork`s
            plan='balanced', # of a draw
            draws=4,    # at most; fewer if the data does not have as many pictures
            **how):     # device, rank, world, gather
-    "{measure: {mean, low, high, draws}} of real pictures in place of generated ones, or {} if there are none left."
+    "{measure: {mean, low, high, draws}} of real pictures in place of samples; {} if none are left."
     found = []
     for k in range(1, draws + 1):
         numbers = choose(data, count, plan, k) if plan == 'balanced' else None
         if numbers is None: break
         gather = how.get('gather', list)
-        batches = pictures(data, numbers, how.get('device', 'cpu'), how.get('rank', 0), how.get('world', 1))
+        batches = pictures(data, numbers, how.get('device', 'cpu'), how.get('rank', 0),
+                           how.get('world', 1))
         found.append(distances(look(networks, batches, gather=gather), reference)[0])
     def summary(v): return {'mean': sum(v) / len(v), 'low': min(v), 'high': max(v), 'draws': len(v)}
-    return {k: summary([f[k] for f in found]) for k in (found[0] if found else {}) if not k.endswith('_error')}
+    return {k: summary([f[k] for f in found]) for k in (found[0] if found else {})
+            if not k.endswith('_error')}
