@@ -7,7 +7,6 @@ __all__ = ['TABLE_5', 'zero_shot', 'whole_pictures']
 
 # %% ../../nbs/studies/50_zero_shot.ipynb #imports
 import statistics
-import torch
 from ..base.data import open_data
 from ..base.config import DataConfig
 from ..base.images import read_rgb
@@ -20,10 +19,10 @@ TABLE_5 = {'Taming-VQGAN': 16.3, 'VQGAN+ (ours)': 8.7, 'Embedding-free (ours)': 
 # %% ../../nbs/studies/50_zero_shot.ipynb #zero-shot
 def zero_shot(tok,          # a `Tokenizer`
               images,       # a folder of pictures, or shards
-              size=None,    # of the shorter edge, and of the centre crop; the tokenizer's own if not given
+              size=None,    # of the shorter edge and the crop; the tokenizer's own if not given
               networks=()): # that measure distances, of ten pictures and more
     "Metrics of the reconstructions of centre crops."
-    data = open_data(DataConfig(images), size or tok.config.resolution, 'eval', quiet=True)
+    data = open_data(DataConfig(str(images)), size or tok.config.resolution, 'eval', quiet=True)
     return evaluate_tokenizer(tok, pictures(data, range(len(data))), networks)['metrics']
 
 # %% ../../nbs/studies/50_zero_shot.ipynb #whole
