@@ -52,7 +52,8 @@ def test_two_processes_measure_what_one_does(tmp_path):
         assert reference == zero[name][1]
         for ours, theirs in ((of_tok, zero[name][0]), (of_gen, zero[name][2])):
             assert ours['hash'] == theirs['hash'] and ours['metrics'].keys() == theirs['metrics'].keys()
-            for k, v in ours['metrics'].items(): assert v == pytest.approx(theirs['metrics'][k], rel=1e-9, abs=1e-9), k
+            for k, v in ours['metrics'].items():
+                assert v == pytest.approx(theirs['metrics'][k], rel=1e-9, abs=1e-9), k
 
 
 def test_eval_every_says_what_evaluate_says(cache, tmp_path):
