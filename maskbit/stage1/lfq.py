@@ -32,8 +32,9 @@ def _product(coins): # (p, k, 2, T) probabilities of -1 and of +1 of k bits
 def _of_bits(w): # (p, 2^k, T) weights of all values of k bits
     "Sum of the weights of the values whose bit is +1, for each bit: (p, k, T)."
     k = w.shape[1].bit_length() - 1
-    bits = indices_to_bits(torch.arange(2 ** k, device=w.device), k) > 0       # (2^k, k)
-    return bits.T.to(w.dtype) @ w
+    bit = torch.arange(k, device=w.device)[:, None]
+    ones = torch.arange(2 ** k, device=w.device) >> bit & 1              # (k, 2^k)
+    return ones.to(w.dtype) @ w
 
 
 class _MeanAssignment(torch.autograd.Function):

@@ -14,7 +14,8 @@ import tyro
 from ..base.config import Machines
 from ..base.trees import InputError, check, printable
 from .jobs import Prepare, Tokenize, TrainGenerator, TrainTokenizer, WriteShards
-from .pictures import Evaluate, FindNeighbours, Sample
+from .measure import Compare, Evaluate, EvaluateBundled
+from .pictures import FindNeighbours, Sample
 
 # %% ../../nbs/use/70_cli.ipynb #demo
 @dataclass(frozen=True)
@@ -183,9 +184,10 @@ class Explore:
 COMMANDS = {
     'demo': Demo, 'prepare': Prepare, 'shards': WriteShards,
     'train-tokenizer': TrainTokenizer, 'tokenize': Tokenize, 'train-generator': TrainGenerator,
-    'sample': Sample, 'evaluate': Evaluate,
+    'sample': Sample, 'evaluate': Evaluate, 'compare': Compare,
     'neighbours': FindNeighbours, 'explore': Explore, 'convert': Convert, 'launch': Launch,
-    'plan': Plan, 'roadmap': Roadmap, 'tables': Tables, 'train-bundled': TrainBundled}
+    'plan': Plan, 'roadmap': Roadmap, 'tables': Tables, 'train-bundled': TrainBundled,
+    'evaluate-bundled': EvaluateBundled}
 
 
 def _leave(text, code):

@@ -126,7 +126,7 @@ def run_torchrun(words, machines: Machines): # as for `torchrun`
             tail = _pass_on(child, signals, errors)
             code = child.wait()
         wrong = file.readline()
-    if 'SignalException' in tail: tail = tail[:tail.rfind('Traceback')]     # torchrun's, of the signal
+    if 'SignalException' in tail: tail = tail[:tail.rfind('Traceback')] # torchrun's, of the signal
     print(tail, end='')
     if signals.stop: raise Stopped(signals.stop)
     check(code == 0 or not wrong, wrong)
