@@ -14,7 +14,6 @@ from typing import Literal
 import tyro
 from fastcore.basics import patch
 from ..base.config import DataConfig
-from ..base.storage import read_json, write_atomic
 from ..base.trees import InputError, check
 from .jobs import device
 
@@ -189,6 +188,7 @@ def of_generator(self: Evaluate, tok, networks, how):
 # %% ../../nbs/use/66_measure.ipynb #result
 def write_result(path, result): # a .json file; what `Evaluate` measured
     "Write a result in one step."
+    from maskbit.base.storage import write_atomic
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(result, indent=1))
 
@@ -249,6 +249,7 @@ def differences(a, b): # two results
 # %% ../../nbs/use/66_measure.ipynb #compare-command
 def read_result(path):
     "A result of `maskbit evaluate`; raises `InputError` if it is none."
+    from maskbit.base.storage import read_json
     try: r = read_json(path)
     except InputError: r = {}
     whole = all(isinstance(r.get(k), dict) for k in ('metrics', 'settings',
