@@ -7,9 +7,10 @@ from maskbit.base.trees import change
 # children are forked from a process that has imported everything and started nothing
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload([
-    'maskbit.base.metrics', 'maskbit.base.shapes', 'maskbit.stage1.tokenizer_training',
+    'maskbit.base.judges', 'maskbit.base.shapes', 'maskbit.stage1.tokenizer_training',
     'maskbit.stage2.generator_training', 'maskbit.use.cli', 'accelerate', 'tqdm.auto',
-    'torchmetrics.functional.image', 'torch_fidelity.metric_fid', 'torch.utils.tensorboard'])
+    'torchmetrics.functional.image', 'torch_fidelity.metric_fid', 'torch_fidelity.metric_prc',
+    'torch.utils.tensorboard'])
 
 TRAIN = {'train.batch': 4, 'train.microbatch': 4, 'train.steps': 60, 'train.save_every': 2,
          'train.log_every': 1, 'train.precision': 'float32', 'optim.warmup': 4}

@@ -128,8 +128,8 @@ def test_each_by_itself_would_differ(cache, tmp_path):
 def test_evaluation_is_shared_out_and_changes_nothing(kind, cache, tmp_path):
     from maskbit.base.shapes import Shapes
     from maskbit.stage2.token_cache import TokenCache
-    held_out = Shapes(16, 'validation', length=30) if kind == 'tokenizer' else TokenCache(cache)
-    config = change(CONFIG[kind], {'train.steps': 6, 'train.eval_every': 2, 'train.eval_size': 30,
+    held_out = Shapes(16, 'validation', length=40) if kind == 'tokenizer' else TokenCache(cache)
+    config = change(CONFIG[kind], {'train.steps': 6, 'train.eval_every': 2, 'train.eval_size': 40,
                                    'train.keep': 1, 'train.save_every': 6})
     train(kind, tmp_path/'one', config, cache, valid=held_out)
     assert together(kind, tmp_path/'two', config, cache, valid=held_out) == [0, 0]

@@ -35,10 +35,17 @@ def test_folder_of_photographs(photos, tmp_path, capsys, monkeypatch):
     assert sorted(p.name for p in (tmp_path/'one').iterdir()) == ['001-right-0000.png', '001-right-0001.png']
     config = json.loads((tmp_path/'g/model/config.json').read_text())
     assert config['class_names'] == ['left', 'right']
-    command(f'evaluate {models} --data.images photos --out metrics.json')
-    found = json.loads((tmp_path/'metrics.json').read_text())
-    assert found['metrics']['images'] == 12 and found['settings']['count'] == 1000
-    assert found['metrics']['frechet_shapes of samples'] > 0
+    how = '--tokenizer t/model --data.images photos --count 12 --networks shapes'
+    command(f'evaluate {how} --out t.json')
+    command(f'evaluate {how} --generator g/model --save drawn --cache cache --out g.json')
+    of_t, of_g = (json.loads((tmp_path/f'{k}.json').read_text()) for k in 'tg')
+    assert of_t['metrics']['images'] == of_g['metrics']['images'] == 12
+    assert of_t['metrics']['psnr'] > 0 and of_g['metrics']['frechet_shapes'] > 0
+    a, b = (r['settings']['reference']['hash'] for r in (of_t, of_g))
+    assert a == b and len(list((tmp_path/'drawn/png').iterdir())) == 12
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e: command('compare t.json g.json')
+    assert e.value.code == 1 and 'Not comparable' in capsys.readouterr().out
     command('convert --source g/model --out g.safetensors')
     assert 'prediction_layer.weight' in load_file('g.safetensors')
 
@@ -157,6 +164,11 @@ WRONG = {
     'no device': ('tokenize --tokenizer shapes --out x --device gpu', 'choose cuda'),
     'no start': ('train-tokenizer tiny --out x --start-from shaped', "There is no tokenizer 'shaped'"),
     'no picture': ('reconstruct nowhere.png', 'There is no file nowhere.png'),
+    'too few': ('evaluate --tokenizer shapes --count 5', 'ask for a multiple of 10'),
+    'no reference': ('evaluate --tokenizer shapes --generator shapes --reference nowhere.npz', 'nowhere.npz'),
+    'other classes': (f'evaluate --tokenizer shapes --generator shapes --data.images {__file__}',
+                      'There is no folder'),
+    'no result': ('compare a.json b.json', 'a.json is no result'),
     'no inception': ('evaluate --tokenizer shapes --inception nowhere.pth', 'nowhere.pth'),
 }
 

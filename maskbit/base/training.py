@@ -76,6 +76,9 @@ class Stage:
     # -> images (B, 3, H, W) that show what it can do, or None
     def pictures(self, model, batch): return None
 
+    # -> {name: scalar} for a line of the log, the same in all processes
+    def watch(self, step): return {}
+
 # %% ../../nbs/base/44_training.ipynb #precision
 def _bfloat16_is_fast():
     if torch.cuda.is_available(): return torch.cuda.is_bf16_supported()
@@ -234,7 +237,7 @@ def fit(make_stage,     # function of a device that returns the `Stage`
     run, train, accelerator = Path(run), config.train, _accelerator()
     main, world = accelerator.is_main_process, accelerator.num_processes
     _, slices = split_batch(train.batch, train.microbatch, world)
-    check_monitor(train, valid, world)
+    check_monitor(train, valid)
     torch.manual_seed(seed_of(train.seed, 'weights'))
     stage = make_stage(accelerator.device)  # whatever it misses is missed before the folder is made
     with contextlib.ExitStack() as held:
@@ -259,7 +262,8 @@ def fit(make_stage,     # function of a device that returns the `Stage`
             stop = signals.agreed()
             writes, saves, looks = due(step, train, stop)
             if writes:
-                row = report(accelerator, step, logs, bads, memo, data, run, train)
+                terms = logs | stage.watch(step)
+                row = report(accelerator, step, terms, bads, memo, data, run, train)
                 bar.set_postfix({k: f'{row[k]:.3g}' for k in list(logs)[:3] if k in row})
                 with on_disk(run): log and log.write(step, row)
             if saves:

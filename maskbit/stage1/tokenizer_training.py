@@ -9,11 +9,12 @@ __all__ = ['entropy_weight', 'entropy_block', 'adaptive_weight', 'TokenizerStage
 import math
 from dataclasses import asdict
 import torch
+import torch.distributed as dist
 from fastcore.basics import patch
 from torch.nn import functional as F
 from ..base.config import Stage1Config
+from ..base.judges import code_metrics, evaluate_tokenizer, score_network
 from ..base.loader import split_batch
-from ..base.metrics import evaluate_tokenizer
 from ..base.pretrained import start_from
 from ..base.state import unwrap
 from ..base.training import Part, Stage, fit
@@ -68,6 +69,8 @@ class TokenizerStage(Stage):
             judge = DISCRIMINATORS[config.discriminator.kind](config.discriminator).to(device)
             self.parts['discriminator'] = Part(judge, config.optim, steps, join)
             self.extra.lecam = LeCam(loss.lecam_decay).to(device)
+        self.counts = torch.zeros(2 ** config.model.bits, dtype=torch.long, device=device)
+        self.warned = False
 
     def active(self, name, step): return name == 'tokenizer' or step >= self.config.loss.gan_start
 
@@ -82,12 +85,50 @@ class TokenizerStage(Stage):
         model.save_pretrained(folder, about={'training': asdict(self.config)}, of=of)
 
     def evaluate(self, model, batches, gather):
-        metrics = evaluate_tokenizer(model, (b['images'] for b in batches), gather=gather)
-        score = 'fid' if 'fid' in metrics else 'frechet_shapes'
-        return {score: metrics.pop(score)} | metrics
+        network = score_network(self.config.data.images)
+        pairs = ((b['images'], b['n']) for b in batches)
+        found = evaluate_tokenizer(model, pairs, networks=[network], gather=gather)
+        metrics = found['metrics']
+        return {network.distance: metrics.pop(network.distance)} | metrics
 
     def pictures(self, model, batch): # each above its reconstruction
         return torch.cat([batch['images'], model(batch['images']).images])
+
+# %% ../../nbs/stage1/60_tokenizer_training.ipynb #count
+@patch
+def count(self: TokenizerStage, indices):
+    "Count the tokens of a slice."
+    i = indices.flatten()
+    self.counts.scatter_add_(0, i, torch.ones_like(i))
+
+
+def _collapse(m, tokens, c): # `code_metrics` of so many tokens, and the `TokenizerConfig`
+    "What has collapsed, in words; nothing if nothing has."
+    dead = c.bits - m['bits_in_use'] if c.quantizer == 'lfq' else 0
+    # codes that as many random tokens would use
+    random = m['codes'] * -math.expm1(-tokens / m['codes'])
+    if not dead and m['codes_used'] >= 0.1 * random: return ''
+    bits = f', {dead} of {c.bits} bits never change' if dead else ''
+    return f'{m["codes_used"]} of {m["codes"]} codes in {tokens:,} tokens{bits}'
+
+# %% ../../nbs/stage1/60_tokenizer_training.ipynb #watch
+@patch
+def watch(self: TokenizerStage, step):
+    """Use of the codes since the last line of the log, over all processes; says once that a codebook
+    has collapsed."""
+    counts, (rank, world) = self.counts.clone(), processes()
+    if world > 1: dist.all_reduce(counts)
+    self.counts.zero_()
+    m = code_metrics(counts)
+    collapse = _collapse(m, int(counts.sum()), self.config.model)
+    if collapse and step > self.config.train.steps // 10 and not self.warned:
+        self.warned = True
+        if rank == 0:
+            print(f'The codebook has collapsed at step {step}: {collapse}. Raise loss.entropy, '
+                  'lower optim.lr, or train longer before the discriminator joins.')
+    shown = {'codes_used': m['codes_used'], 'perplexity': m['perplexity'],
+             'bit_lowest': min(m['bit_balance']), 'bit_highest': max(m['bit_balance'])}
+    return {k: torch.tensor(float(v), device=counts.device) for k, v in shown.items()}
 
 # %% ../../nbs/stage1/60_tokenizer_training.ipynb #tokenizer-loss
 @patch
@@ -95,6 +136,7 @@ def tokenizer_loss(self: TokenizerStage, batch, step):
     "Weighted sum of the Stage I losses, and its terms."
     cfg, images, tokenizer = self.config.loss, batch['images'], self.parts['tokenizer'].model
     out = tokenizer(images, cfg.temperature if cfg.entropy else None, self.block)
+    self.count(out.indices)
     batch['reconstruction'] = out.images.detach()
     fakes = out.images.float()
     error = (F.mse_loss if cfg.norm == 'l2' else F.l1_loss)(fakes, images)

@@ -9,8 +9,9 @@ __all__ = ['run_roadmap']
 from pathlib import Path
 from ..base.config import DataConfig
 from ..base.data import open_data
-from ..base.metrics import evaluate_tokenizer
+from ..base.judges import evaluate_tokenizer
 from ..base.monitor import read_log
+from ..base.references import pictures
 from ..base.results import RESULTS, record
 from ..base.storage import write_picture
 from ..base.trees import change, check, flat
@@ -37,13 +38,11 @@ def _rows(scale, steps, only, images, weights):
 def _measured(config, data, validation, run, picture, quiet):
     "Train one row on `data` and measure it on `validation`."
     tok = train_tokenizer(config, data, run, quiet=quiet).cpu()
-    def held_out(first, count):
-        numbers = range(first, min(first + count, len(validation)))
-        return validation.fetch(numbers, numbers)['images']
     picture.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(picture, tok.decode(tok.encode(held_out(0, 10))), nrow=10, padding=0)
-    batches = (held_out(n, 100) for n in range(0, len(validation), 100))
-    return evaluate_tokenizer(tok, batches) | {'train_seconds': read_log(run)[-1]['seconds']}
+    first, _ = next(pictures(validation, range(10)))
+    write_picture(picture, tok.decode(tok.encode(first)), nrow=10, padding=0)
+    found = evaluate_tokenizer(tok, pictures(validation, range(len(validation))))
+    return found['metrics'] | {'train_seconds': read_log(run)[-1]['seconds']}
 
 # %% ../../nbs/studies/10_ablation.ipynb #run
 def run_roadmap(scale='tiny',       # tiny, small or paper

@@ -11,7 +11,7 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 from ..base.bits import pack, unpack
-from ..base.metrics import _lpips
+from ..base.judges import lpips_at_hand
 from ..base.networks import ShapesNet
 from ..base.trees import check
 
@@ -57,7 +57,7 @@ def lpips_space(net): # an `lpips.LPIPS`
 
 def perceptual_space():
     "A distance's name, and images -> vectors for it: LPIPS where VGG's weights are on the disk."
-    if net := _lpips(): return 'LPIPS (VGG)', lpips_space(net)
+    if net := lpips_at_hand(): return 'LPIPS (VGG)', lpips_space(net)
     net = ShapesNet().eval()
     @torch.no_grad()
     def space(images): return _vectors(net(images)[1])

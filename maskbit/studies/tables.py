@@ -10,9 +10,9 @@ import itertools
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import torch
-from ..base.metrics import agreement, frechet_distance
 from ..base.monitor import read_log
 from ..base.presets import SAMPLING, STAGE1, STAGE2
+from ..base.references import choose, reference_of
 from ..base.results import RESULTS, markdown_table, read_results, record, spread
 from ..base.shapes import Shapes
 from ..base.trees import change, check
@@ -20,7 +20,7 @@ from ..stage1.tokenizer import Tokenizer
 from ..stage1.tokenizer_training import train_tokenizer
 from ..stage2.generator import Generator
 from ..stage2.generator_training import train_generator
-from ..stage2.sampling import sample
+from ..stage2.evaluation import evaluate_generator, plan_labels
 from ..stage2.token_cache import write_cache
 from .flips import token_changes
 
@@ -74,10 +74,11 @@ def measure_samples(tok, gen,
                     seed,   # of the samples
                     count): # samples, and validation pictures they are compared with
     "Fréchet distance and agreement of samples of Shapes."
-    real, _ = Shapes(tok.config.resolution, 'validation').batch(torch.arange(count))
-    labels = torch.arange(count) % gen.config.classes
-    drawn = sample(gen, tok, labels, seed, **asdict(cfg))
-    return frechet_distance(drawn, real) | {'agreement': agreement(drawn, labels)['agreement']}
+    data = Shapes(tok.config.resolution, 'validation')
+    labels = plan_labels('balanced', gen.config.classes, count)
+    reference = reference_of(['shapes'], data, choose(data, count, 'balanced'))
+    found = evaluate_generator(gen, tok, labels, reference, cfg=cfg, seed=seed)['metrics']
+    return {k: v for k, v in found.items() if isinstance(v, float)}
 
 # %% ../../nbs/studies/30_tables.ipynb #run-row
 def _tokenizer(config, folder, quiet):

@@ -20,7 +20,8 @@ from ..base.trees import InputError, check, diff, printable
 from .draw import Edit, Reconstruct, Sample
 from .jobs import (Prepare, Tokenize, TrainGenerator, TrainTokenizer,
                               WriteShards, presets_of)
-from .pictures import Evaluate, FindNeighbours
+from .measure import Compare, Evaluate, EvaluateBundled
+from .pictures import FindNeighbours
 from .words import Lines, slow_bars, understand
 
 # %% ../../nbs/use/70_cli.ipynb #demo
@@ -239,9 +240,9 @@ COMMANDS = {
     'demo': Demo, 'prepare': Prepare, 'shards': WriteShards,
     'train-tokenizer': TrainTokenizer, 'tokenize': Tokenize, 'train-generator': TrainGenerator,
     'sample': Sample, 'reconstruct': Reconstruct, 'edit': Edit,
-    'evaluate': Evaluate, 'neighbours': FindNeighbours, 'explore': Explore, 'convert': Convert,
-    'publish': Publish, 'launch': Launch, 'plan': Plan, 'roadmap': Roadmap, 'tables': Tables,
-    'train-bundled': TrainBundled}
+    'evaluate': Evaluate, 'compare': Compare, 'neighbours': FindNeighbours, 'explore': Explore,
+    'convert': Convert, 'publish': Publish, 'launch': Launch, 'plan': Plan, 'roadmap': Roadmap, 'tables': Tables,
+    'train-bundled': TrainBundled, 'evaluate-bundled': EvaluateBundled}
 
 # %% ../../nbs/use/70_cli.ipynb #run
 def _next(names): return dict.fromkeys(names, {})

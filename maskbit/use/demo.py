@@ -10,15 +10,17 @@ import base64, json
 from importlib.resources import files
 from pathlib import Path
 import torch
-from ..base.metrics import agreement, evaluate_tokenizer, frechet_distance
+from ..base.judges import evaluate_tokenizer
 from ..base.monitor import read_log
 from ..base.presets import STAGE1, STAGE2
+from ..base.references import choose, pictures, reference_of
 from ..base.shapes import Shapes
 from ..base.storage import provenance, write_atomic, write_picture
 from ..stage1.tokenizer import Tokenizer
 from ..stage1.tokenizer_training import train_tokenizer
 from ..stage2.generator import Generator
 from ..stage2.generator_training import train_generator
+from ..stage2.evaluation import evaluate_generator, plan_labels
 from ..stage2.sampling import sample
 from ..stage2.token_cache import write_cache
 from ..studies.flips import flip
@@ -35,25 +37,30 @@ def flip_rows(tok,     # a `Tokenizer`
 # %% ../../nbs/use/10_demo.ipynb #measure
 def measure(tok, gen, count=512, seed=0, quiet=False):
     "(metrics, pictures) of a tokenizer and a generator on the validation split of Shapes."
-    real, _ = Shapes(tok.config.resolution, 'validation').batch(torch.arange(count))
-    labels = torch.arange(count) % 10
-    drawn = sample(gen, tok, labels, seed, quiet=quiet)
-    of_samples = {f'{k} of samples': v for k, v in frechet_distance(drawn, real).items()}
-    metrics = evaluate_tokenizer(tok, real.split(128)) | agreement(drawn, labels) | of_samples
-    indices = tok.encode(real[:12])
+    data = Shapes(tok.config.resolution, 'validation')
+    numbers = choose(data, count, 'balanced')
+    labels = plan_labels('balanced', gen.config.classes, count)
+    reference = reference_of(['shapes'], data, numbers)
+    drawn = evaluate_generator(gen, tok, labels, reference, seed=seed, quiet=quiet)['metrics']
+    metrics = evaluate_tokenizer(tok, pictures(data, numbers))['metrics']
+    metrics |= {k: drawn.pop(k) for k in ('agreement', 'by_class')}
+    metrics |= {f'{k} of samples': v for k, v in drawn.items()}
+    real, _ = data.batch(torch.tensor(numbers[:12]))
+    indices = tok.encode(real)
     back = tok.decode(indices)
-    pictures = dict(samples=drawn[:80], reconstructions=torch.cat([real[:12], back]),
-                    flips=flip_rows(tok, real[:4], indices[:4], back[:4]))
-    return metrics, pictures
+    sheets = dict(samples=sample(gen, tok, labels[:80], seed),
+                  reconstructions=torch.cat([real, back]),
+                  flips=flip_rows(tok, real[:4], indices[:4], back[:4]))
+    return metrics, sheets
 
 # %% ../../nbs/use/10_demo.ipynb #save-pictures
 _COLUMNS = {'samples': 10, 'reconstructions': 12, 'flips': None}
 
 
-def save_pictures(pictures, folder, name):
+def save_pictures(sheets, folder, name):
     "Write each set of pictures as one PNG, enlarged; returns {set: path}."
     out = {}
-    for k, ims in pictures.items():
+    for k, ims in sheets.items():
         out[k] = Path(folder)/f'{name}-{k}.png'
         big = ims.repeat_interleave(2, 2).repeat_interleave(2, 3)
         write_picture(out[k], big, nrow=_COLUMNS[k] or len(ims) // 4, padding=2, pad_value=1)
@@ -66,7 +73,8 @@ _NAMES = {'psnr': 'PSNR, dB', 'ssim': 'SSIM', 'lpips': 'LPIPS (VGG)',
           'agreement': 'samples that show the class asked for',
           'frechet_shapes': 'Fréchet distance, reconstructions',
           'frechet_shapes of samples': 'Fréchet distance, samples',
-          'fid': 'FID, reconstructions', 'fid of samples': 'FID, samples'}
+          'precision_shapes of samples': 'precision of the samples',
+          'recall_shapes of samples': 'recall of the samples'}
 
 
 def _embedded(path): # of a PNG
@@ -78,15 +86,14 @@ def write_report(folder, results, seconds):
     import jinja2
     folder, about = Path(folder), provenance()
     metrics = {name: m for name, (m, _) in results.items()}
-    pictures = {name: {k: _embedded(p) for k, p in paths.items()}
+    embedded = {name: {k: _embedded(p) for k, p in paths.items()}
                 for name, (_, paths) in results.items()}
     stored = {'results': metrics, 'seconds': seconds, 'provenance': about}
     write_atomic(folder/'metrics.json', json.dumps(stored, indent=1))
-    others = 'bit_balance', 'by_class', 'images'     # are no rows of the table
-    rows = [k for k in next(iter(metrics.values())) if k not in others]
+    rows = [k for k in _NAMES if k in next(iter(metrics.values()))]
     source = (files('maskbit')/'assets'/'report.html').read_text()
     page = jinja2.Environment(autoescape=True).from_string(source).render(
-        rows=rows, names=_NAMES, results=metrics, pictures=pictures, classes=Shapes.classes,
+        rows=rows, names=_NAMES, results=metrics, pictures=embedded, classes=Shapes.classes,
         seconds=seconds, about=about)
     write_atomic(folder/'report.html', page)
 
@@ -108,8 +115,8 @@ def demo(folder,                     # where everything goes; an unfinished demo
     bundled = Tokenizer.from_pretrained('shapes'), Generator.from_pretrained('shapes')
     results = {}
     for name, (t, g) in {'this demo': (tok, gen), 'bundled': bundled}.items():
-        metrics, pictures = measure(t.cpu(), g.cpu(), count, quiet=quiet)
-        results[name] = metrics, save_pictures(pictures, folder, name.replace(' ', '-'))
+        metrics, sheets = measure(t.cpu(), g.cpu(), count, quiet=quiet)
+        results[name] = metrics, save_pictures(sheets, folder, name.replace(' ', '-'))
     seconds = sum(read_log(folder/part)[-1]['seconds'] for part in ('tokenizer', 'generator'))
     write_report(folder, results, seconds)
     m = results['this demo'][0]
