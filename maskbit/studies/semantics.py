@@ -8,9 +8,9 @@ __all__ = ['COMPARED', 'measure_both', 'run_semantics', 'show_semantics']
 # %% ../../nbs/studies/45_semantics.ipynb #imports
 import itertools
 from pathlib import Path
-import torch
-from ..base.metrics import evaluate_tokenizer
+from ..base.judges import evaluate_tokenizer
 from ..base.presets import STAGE1, STAGE2
+from ..base.references import choose, pictures
 from ..base.results import RESULTS, markdown_table, read_results, record
 from ..base.shapes import Shapes
 from ..base.trees import change
@@ -25,8 +25,8 @@ def measure_both(tok,    # a `Tokenizer`
                  seed,   # of the samples
                  count): # pictures reconstructed, and samples
     "How well a tokenizer reconstructs, and how well its tokens are generated, on Shapes."
-    real, _ = Shapes(tok.config.resolution, 'validation').batch(torch.arange(count))
-    back = evaluate_tokenizer(tok, real.split(100))
+    data = Shapes(tok.config.resolution, 'validation')
+    back = evaluate_tokenizer(tok, pictures(data, choose(data, count, 'balanced')))['metrics']
     drawn = measure_samples(tok, gen, gen.config.sample, seed, count)
     kept = ('psnr', 'ssim', 'frechet_shapes', 'codes_used')
     return {k: back[k] for k in kept} | {f'{k} of samples': v for k, v in drawn.items()}

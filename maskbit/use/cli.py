@@ -241,8 +241,8 @@ COMMANDS = {
     'train-tokenizer': TrainTokenizer, 'tokenize': Tokenize, 'train-generator': TrainGenerator,
     'sample': Sample, 'reconstruct': Reconstruct, 'edit': Edit,
     'evaluate': Evaluate, 'compare': Compare, 'neighbours': FindNeighbours, 'explore': Explore,
-    'convert': Convert, 'publish': Publish, 'launch': Launch, 'plan': Plan, 'roadmap': Roadmap, 'tables': Tables,
-    'train-bundled': TrainBundled, 'evaluate-bundled': EvaluateBundled}
+    'convert': Convert, 'publish': Publish, 'launch': Launch, 'plan': Plan, 'roadmap': Roadmap,
+    'tables': Tables, 'train-bundled': TrainBundled, 'evaluate-bundled': EvaluateBundled}
 
 # %% ../../nbs/use/70_cli.ipynb #run
 def _next(names): return dict.fromkeys(names, {})

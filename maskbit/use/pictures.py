@@ -9,7 +9,7 @@ __all__ = ['FindNeighbours']
 from dataclasses import dataclass
 from pathlib import Path
 from ..base.trees import check
-from .jobs import device
+
 
 # %% ../../nbs/use/65_pictures.ipynb #neighbours-parts
 def _check_models(gen, tok, cache, folder):
