@@ -48,9 +48,10 @@ class Tokenizer(nn.Module, Pretrained):
                 tau=None,     # temperature of the entropies; None for none
                 block=0):     # pictures of a block of the mean entropy; 0 for all at hand
         "Reconstruct, with the indices and losses that training needs."
-        images = check_images(images, wait=False)       # in every step of a training
+        dtype = self.decoder.conv_in.weight.dtype
+        images = check_images(images, wait=False).to(dtype)     # in every step of a training
         q = self.quantize(self.encoder(images), tau, block)
-        latent = q.latent.to(self.decoder.conv_in.weight.dtype)
+        latent = q.latent.to(dtype)
         return Reconstruction(self.decoder(latent), q.indices, q.losses)
 
 # %% ../../nbs/stage1/55_tokenizer.ipynb #in-tiles
