@@ -34,7 +34,8 @@ def make_run(folder, k, cache): train('generator', folder/'run', run_config(k), 
 def read_run(folder, said, k, cache):
     "The newest checkpoint, and the run's name for itself."
     tokens = TokenCache(cache)
-    config = change(run_config(k), {'model.tokenizer': tokens.tokenizer})
+    learned = {'model.tokenizer': tokens.tokenizer, 'model.class_names': tuple(map(str, tokens.classes))}
+    config = change(run_config(k), learned)
     with open_run(folder/'run', config, tokens, said.append) as name: pass
     found = latest_checkpoint(folder/'run', name, said.append)
     if not found: return None
