@@ -178,8 +178,9 @@ def test_weights_and_biases(cache, tmp_path, monkeypatch):
         train_generator(config, tokens, tmp_path/'run', valid=tokens, tokenizer=tok, quiet=True)
     first, again = account.opened
     assert first['id'] == again['id'] and first['resume'] == 'allow'
-    rows = {step: row for step, row in account.rows if 'loss' in row}
-    assert list(rows) == [1, 2, 3, 4]
+    rows = {}
+    for step, row in account.rows: rows.setdefault(step, {}).update(row)     # an evaluation has its own
+    assert list(rows) == [1, 2, 3, 4] and all('loss' in row for row in rows.values())
     assert rows[2]['eval/loss'] == losses(tmp_path/'run')[1]['eval/loss']
     shown = [(step, row['pictures'].shape) for step, row in account.rows if 'pictures' in row]
     assert shown == [(2, (3, 36, 274)), (4, (3, 36, 274))]

@@ -68,7 +68,7 @@ def test_commands_of_readme(photos, tmp_path, monkeypatch, capsys):
     shutil.copytree('photos', 'imagenet/train')
     shutil.copy('photos/cat/0.png', 'photo.jpg')
     small = {'train-tokenizer': SMALL, 'train-generator': SMALL_GENERATOR, 'edit': ['--steps', '2'],
-             'sample': ['--steps', '2', '--columns', '1'], 'evaluate': ['--count', '4']}
+             'sample': ['--steps', '2', '--columns', '1'], 'evaluate': ['--count', '12']}
     done = []
     for words in commands((ROOT/'README.md').read_text()):
         command = words[0]

@@ -48,13 +48,10 @@ class TokenizerConfig:
 
     @property
     def stride(self): return 2 ** (len(self.channel_mult) - 1)
-
     @property
     def side(self): return self.resolution // self.stride
-
     @property
-    def latent(self): # channels between encoder and decoder
-        return self.bits if self.quantizer == 'lfq' else self.embedding
+    def latent(self): return self.bits if self.quantizer == 'lfq' else self.embedding
 
 # %% ../../nbs/base/10_config.ipynb #loss-config
 @dataclass(frozen=True)
@@ -224,7 +221,7 @@ class GeneratorConfig:
     bits: int = 12          # K, bits per token
     groups: int = 2         # N, groups of K/N consecutive bits
     side: int = 16          # tokens along one side of the picture
-    classes: int = 1000     # labels; one more stands for a dropped label
+    classes: int = 1000     # labels, 1 for none; one more stands for a dropped label
     width: int = 1024       # of the transformer
     depth: int = 24         # layers
     heads: int = 16         # attention heads
@@ -241,7 +238,7 @@ class GeneratorConfig:
 
     def __post_init__(self):
         check_choices(self)
-        at_least(self, bits=1, side=1, width=1, depth=1, heads=1, mlp=1)
+        at_least(self, bits=1, side=1, classes=1, width=1, depth=1, heads=1, mlp=1)
         at_most(self, bits=64, side=1024, width=65_536, depth=1000, mlp=262_144, classes=10 ** 8)
         check(0 <= self.dropout < 1,
               f'dropout is {self.dropout}: choose 0 or more, and less than 1.')
@@ -249,20 +246,15 @@ class GeneratorConfig:
               f'which does not divide bits = {self.bits}: choose a divisor of {self.bits}.')
         check(self.width % self.heads == 0, f'heads is {self.heads}, '
               f'which does not divide width = {self.width}: choose a divisor.')
-        check(self.classes >= 1,
-              f'classes is {self.classes}: choose at least 1 (one class means unconditional).')
         check(len(self.class_names) in (0, self.classes), f'class_names has '
               f'{len(self.class_names)} names for {self.classes} classes: give one for each.')
 
     @property
     def codes(self): return 2 ** (self.bits // self.groups)
-
     @property
     def positions(self): return self.side ** 2
-
     @property
-    def names(self): # of all classes: their numbers where they have no names
-        return self.class_names or tuple(map(str, range(self.classes)))
+    def names(self): return self.class_names or tuple(map(str, range(self.classes)))
 
 # %% ../../nbs/base/10_config.ipynb #stage2-loss-config
 @dataclass(frozen=True)

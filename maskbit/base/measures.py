@@ -8,6 +8,7 @@ __all__ = ['KEPT', 'Seen', 'frechet', 'kid', 'precision_recall', 'density_covera
 # %% ../../nbs/base/54_measures.ipynb #imports
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch.nn import functional as F
 from .counters import hash32
 from .trees import check
@@ -40,16 +41,6 @@ class Seen:
         self.scatter += scatter + torch.outer(apart, apart) * (self.n * n / total)
         self.mean += apart * (n / total); self.n = total
 
-    def _keep(self, features, numbers):
-        self.features, self.numbers = torch.cat([self.features, features]), torch.cat([self.numbers,
-            numbers])
-        if self.n > KEPT and len(self.numbers) >= 2 * KEPT: self._prune()
-
-    def _prune(self):
-        "Keep those whose number has the smallest hash, in the order of their numbers."
-        keep = hash32('kept', self.numbers).argsort(stable=True)[:KEPT]
-        keep = keep[self.numbers[keep].argsort()]
-        self.numbers, self.features = self.numbers[keep], self.features[keep]
 
     def done(self):
         "Everything is seen: on the CPU, and in order."
@@ -59,6 +50,20 @@ class Seen:
     @property
     def statistics(self): # `mu` and `sigma` as numpy arrays, as torch-fidelity has them
         return {'mu': self.mean.cpu().numpy(), 'sigma': (self.scatter / (self.n - 1)).cpu().numpy()}
+
+# %% ../../nbs/base/54_measures.ipynb #seen-kept
+@patch
+def _keep(self: Seen, features, numbers):
+    self.features, self.numbers = torch.cat([self.features, features]), torch.cat([self.numbers,
+        numbers])
+    if self.n > KEPT and len(self.numbers) >= 2 * KEPT: self._prune()
+
+@patch
+def _prune(self: Seen):
+    "Keep those whose number has the smallest hash, in the order of their numbers."
+    keep = hash32('kept', self.numbers).argsort(stable=True)[:KEPT]
+    keep = keep[self.numbers[keep].argsort()]
+    self.numbers, self.features = self.numbers[keep], self.features[keep]
 
 # %% ../../nbs/base/54_measures.ipynb #frechet
 def frechet(a, b): # statistics: `mu` and `sigma`

@@ -135,7 +135,7 @@ def share(count, rank=0, world=1):
     "The sample numbers 0 to count - 1 in chunks of `CHUNK`, those of one of several processes."
     return [range(i, min(i + CHUNK, count)) for i in range(rank * CHUNK, count, world * CHUNK)]
 
-# %% ../../nbs/base/42_monitor.ipynb #evaluate
+# %% ../../nbs/base/42_monitor.ipynb #to-device
 def to_device(batch, device):
     "The tensors of a batch on a device, on a GPU with pictures channels last."
     def move(v):
@@ -157,7 +157,7 @@ def logged(run, step):
     row = next((r for r in read_log(run) if r['step'] == step), {})
     return {k: v for k, v in row.items() if k.startswith('eval/')}
 
-
+# %% ../../nbs/base/42_monitor.ipynb #evaluate
 @torch.no_grad()
 def evaluate(accelerator, stage, model, valid, step, train, memo, log):
     "Metrics of the averaged model, for the log; notes the best in `memo`, and shows pictures."

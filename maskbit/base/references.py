@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
+from fastcore.basics import patch
 from safetensors.torch import load_file
 from .features import feature_network
 from .judges import distances, look
@@ -49,14 +50,14 @@ def pictures(data, numbers, device='cpu', rank=0, world=1, title=None): # a titl
         chosen = [numbers[i] for i in n]
         yield data.fetch(chosen, chosen)['images'].to(device), torch.tensor(list(n))
 
-# %% ../../nbs/base/57_references.ipynb #npz
+# %% ../../nbs/base/57_references.ipynb #npz-header
 def _header(f):
     "Shape and type of the array in an open .npy, which is then at its data."
     version = np.lib.format.read_magic(f)
     if version == (1, 0): return np.lib.format.read_array_header_1_0(f)
     return np.lib.format.read_array_header_2_0(f)
 
-
+# %% ../../nbs/base/57_references.ipynb #npz
 class Npz:
     "The pictures of a file as ADM writes them, and its statistics if it has some."
     def __init__(self, path):
@@ -76,22 +77,6 @@ class Npz:
 
     def __len__(self): return self.shape[0]
 
-    def _statistics(self):
-        with np.load(self.path, allow_pickle=False) as f:
-            s = {k: f[k].astype(np.float64) for k in ('mu', 'sigma')}
-        check(s['mu'].shape == (2048,) and s['sigma'].shape == (2048, 2048)
-              and all(np.isfinite(v).all() for v in s.values()),
-              f"{self.path}: mu is {s['mu'].shape} and sigma {s['sigma'].shape}; Inception's are "
-              "(2048,) and (2048, 2048), all finite.")
-        return s
-
-    def _shape(self):
-        with zipfile.ZipFile(self.path) as z, z.open('arr_0.npy') as f:
-            shape, fortran, dtype = _header(f)
-        check(len(shape) == 4 and shape[3] == 3 and dtype == np.uint8 and not fortran,
-              f'{self.path}: arr_0 is {shape} {dtype}; pictures are (N, H, W, 3) uint8.')
-        return shape
-
     def pictures(self, device='cpu', rank=0, world=1):
         "As the function `pictures`."
         size, mine = int(np.prod(self.shape[1:])), set(share(len(self), rank, world))
@@ -105,6 +90,26 @@ class Npz:
                     x = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(len(n),
                         *self.shape[1:])
                     yield x.permute(0, 3, 1, 2).contiguous().to(device), torch.tensor(list(n))
+
+# %% ../../nbs/base/57_references.ipynb #npz-parts
+@patch
+def _statistics(self: Npz):
+    with np.load(self.path, allow_pickle=False) as f:
+        s = {k: f[k].astype(np.float64) for k in ('mu', 'sigma')}
+    check(s['mu'].shape == (2048,) and s['sigma'].shape == (2048, 2048)
+          and all(np.isfinite(v).all() for v in s.values()),
+          f"{self.path}: mu is {s['mu'].shape} and sigma {s['sigma'].shape}; Inception's are "
+          "(2048,) and (2048, 2048), all finite.")
+    return s
+
+
+@patch
+def _shape(self: Npz):
+    with zipfile.ZipFile(self.path) as z, z.open('arr_0.npy') as f:
+        shape, fortran, dtype = _header(f)
+    check(len(shape) == 4 and shape[3] == 3 and dtype == np.uint8 and not fortran,
+          f'{self.path}: arr_0 is {shape} {dtype}; pictures are (N, H, W, 3) uint8.')
+    return shape
 
 # %% ../../nbs/base/57_references.ipynb #write-npz
 class NpzWriter:
@@ -168,7 +173,7 @@ def _store(folder, seen, about):
         save_tensors(tensors | {'n': torch.tensor(seen.n)}, tmp/'seen.safetensors')
         (tmp/'about.json').write_text(json.dumps(about, indent=1))
 
-# %% ../../nbs/base/57_references.ipynb #reference-of
+# %% ../../nbs/base/57_references.ipynb #reference-of-data
 def reference_of(networks,       # names, or `FeatureNetwork`s
                  data,           # a data set, or an `Npz`
                  numbers=None,   # of its pictures; all if not given
@@ -204,7 +209,7 @@ def reference_of(networks,       # names, or `FeatureNetwork`s
     hash = hashes.pop() if hashes else key['data']
     return Reference(seen, dict(pictures=len(numbers)) | (about or {}), hash)
 
-
+# %% ../../nbs/base/57_references.ipynb #reference-of
 class Given:
     "Statistics from a file in place of those of the pictures beside them, if there are any."
     def __init__(self, statistics, seen=None):

@@ -8,6 +8,7 @@ __all__ = ['lr_factor', 'Part', 'Stage', 'compute_dtype', 'train_step', 'report'
 
 # %% ../../nbs/base/44_training.ipynb #imports
 import contextlib, math, os
+from functools import partial
 from pathlib import Path
 import torch
 from torch import nn
@@ -223,6 +224,25 @@ def _bar(start, steps, title, hidden):
     return tqdm(total=steps, initial=start, desc=title, unit='step',
                 disable=hidden, dynamic_ncols=True)
 
+# %% ../../nbs/base/44_training.ipynb #fit-parts
+def _save(main, run, stage, ema, train, memo, step, log=None):
+    "Save, unless the last steps were skipped: then the checkpoint before them is the good one."
+    streak = memo['skipped'] > 1 and step < train.steps
+    if main and not streak: save_run(run, step, stage, ema, train.keep, memo)
+    if log: log.clock(step)
+
+
+def _tell_row(row, step, shown, bar, log, run):
+    "Put a row on the bar and into the log."
+    bar.set_postfix({k: f'{row[k]:.3g}' for k in shown if k in row})
+    with on_disk(run): log and log.write(step, row)
+
+
+def _make_up(accelerator, stage, ema, valid, step, train, memo, log, run):
+    "The evaluation of the step that a run continues from: as it was logged, or made now."
+    if done := logged(run, step): note_best(memo, step, done)
+    else: look(accelerator, stage, ema, valid, step, train, memo, log, run)
+
 # %% ../../nbs/base/44_training.ipynb #fit-2
 def fit(make_stage,     # function of a device that returns the `Stage`
         data,           # a data set with `fetch`
@@ -232,8 +252,7 @@ def fit(make_stage,     # function of a device that returns the `Stage`
         title='',       # of the progress bar
         quiet=False,    # no progress bar
         valid=None):    # held-out data with `fetch`, for `train.eval_every`
-    """Train to the last step and return the averaged model in evaluation mode.
-    On Ctrl-C, SIGTERM or SIGUSR1, save and raise `Stopped`."""
+    "The averaged model after the last step; asked to stop by a signal, save and raise `Stopped`."
     run, train, accelerator = Path(run), config.train, _accelerator()
     main, world = accelerator.is_main_process, accelerator.num_processes
     _, slices = split_batch(train.batch, train.microbatch, world)
@@ -246,29 +265,21 @@ def fit(make_stage,     # function of a device that returns the `Stage`
         log, bads = Log(run, start, config) if main else None, []
         bar = held.enter_context(_bar(start, train.steps, title, quiet or not main))
         signals = held.enter_context(StopSignal())
-        def save(step):
-            streak = memo['skipped'] > 1 and step < train.steps
-            if main and not streak: save_run(run, step, stage, ema, train.keep, memo)
+        save = partial(_save, main, run, stage, ema, train, memo)
         def rescue(step):
             if bads: _skipped(step, torch.stack(bads).tolist(), memo)
             save(step)
-
         if start and due(start, train, None)[2]:
-            if done := logged(run, start): note_best(memo, start, done)
-            else: look(accelerator, stage, ema, valid, start, train, memo, log, run)
+            _make_up(accelerator, stage, ema, valid, start, train, memo, log, run)
         for step, logs, bad in train_steps(accelerator, stage, ema, loader, slices, start, train,
                                            rescue):
             bads.append(bad)
             stop = signals.agreed()
             writes, saves, looks = due(step, train, stop)
             if writes:
-                terms = logs | stage.watch(step)
-                row = report(accelerator, step, terms, bads, memo, data, run, train)
-                bar.set_postfix({k: f'{row[k]:.3g}' for k in list(logs)[:3] if k in row})
-                with on_disk(run): log and log.write(step, row)
-            if saves:
-                save(step)
-                if log: log.clock(step)
+                row = report(accelerator, step, logs | stage.watch(step), bads, memo, data, run, train)
+                _tell_row(row, step, list(logs)[:3], bar, log, run)
+            if saves: save(step, log)
             if looks: look(accelerator, stage, ema, valid, step, train, memo, log, run)
             bar.update()
             if stop and step < train.steps: raise Stopped(stop)

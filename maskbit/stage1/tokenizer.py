@@ -49,8 +49,9 @@ class Tokenizer(nn.Module, Pretrained):
                 block=0):     # pictures of a block of the mean entropy; 0 for all at hand
         "Reconstruct, with the indices and losses that training needs."
         dtype = self.decoder.conv_in.weight.dtype
-        images = check_images(images, wait=False).to(dtype)     # in every step of a training
-        q = self.quantize(self.encoder(images), tau, block)
+        # in training a batch that is not finite is skipped and named, by its loss
+        if not self.training: images = check_images(images, wait=False)
+        q = self.quantize(self.encoder(images.to(dtype)), tau, block)
         latent = q.latent.to(dtype)
         return Reconstruction(self.decoder(latent), q.indices, q.losses)
 

@@ -36,7 +36,7 @@ def plan_labels(plan,      # balanced or natural
                                'folder, or choose --labels balanced.')
     return labels_of(data)[torch.tensor(numbers)]
 
-# %% ../../nbs/stage2/70_evaluation.ipynb #draw
+# %% ../../nbs/stage2/70_evaluation.ipynb #draw-parts
 PART = 256   # samples in a file
 
 
@@ -62,7 +62,7 @@ def _kept(path, shape):
     except (OSError, ValueError, EOFError): return None
     return part if part.shape == shape else None
 
-
+# %% ../../nbs/stage2/70_evaluation.ipynb #draw
 def draw_tokens(gen, labels, cfg,  # a generator, (M,) int64, a `SampleConfig`
                 seed=0,            # of all draws
                 folder=None,       # where to keep the tokens; None for memory only
@@ -92,7 +92,7 @@ def draw_tokens(gen, labels, cfg,  # a generator, (M,) int64, a `SampleConfig`
                 yield part[i:i + CHUNK], torch.arange(start + i, min(start + i + CHUNK,
                     start + len(part)))
 
-# %% ../../nbs/stage2/70_evaluation.ipynb #evaluate-generator
+# %% ../../nbs/stage2/70_evaluation.ipynb #save-samples
 def _images(tok, side, tokens, rounding):
     return to_bytes(tok.decode(tokens.to(next(tok.parameters()).device).view(-1, side, side)),
                     rounding)
@@ -109,7 +109,7 @@ def save_samples(folder, pictures, count): # where to; (pictures uint8, numbers)
                 Image.fromarray(im.permute(1, 2, 0).numpy()).save(Path(folder)/'png'/f'{i:06d}.png')
             yield x, n
 
-
+# %% ../../nbs/stage2/70_evaluation.ipynb #evaluate-generator
 @torch.no_grad()
 def evaluate_generator(gen, tok,
                        labels,               # (M,) int64, from `plan_labels`

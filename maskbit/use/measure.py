@@ -17,14 +17,14 @@ from ..base.config import DataConfig
 from ..base.trees import InputError, check
 from .jobs import device
 
-# %% ../../nbs/use/66_measure.ipynb #evaluate-fields
+# %% ../../nbs/use/66_measure.ipynb #cache-folder
 Network = Literal['inception', 'dinov2', 'efficientnet-lite0', 'efficientnet-lite1', 'shapes']
 
 
 def cache_folder(): # as $MASKBIT_CACHE, or in the user's home
     return Path(os.environ.get('MASKBIT_CACHE', Path.home()/'.cache/maskbit'))/'references'
 
-
+# %% ../../nbs/use/66_measure.ipynb #evaluate-fields
 @dataclass(frozen=True)
 class Evaluate:
     "Measure a tokenizer's reconstructions or a generator's samples on images not trained on."
@@ -138,7 +138,7 @@ def of_tokenizer(self: Evaluate, tok, networks, how):
     return {'kind': 'reconstruction', **found, 'floors': {}, 'settings': self.settings(networks,
         size, reference=reference, **model)}
 
-# %% ../../nbs/use/66_measure.ipynb #of-generator
+# %% ../../nbs/use/66_measure.ipynb #real-pictures
 @patch
 def real(self: Evaluate, size, classes, networks, how):
     "(data set or None, numbers of its pictures, `Reference`) that samples are compared with."
@@ -161,7 +161,7 @@ def real(self: Evaluate, size, classes, networks, how):
     return data, numbers, reference_of(networks, data, numbers, self.source(size), self.cache,
                                        device(), title=self.title('reference', how), **how)
 
-
+# %% ../../nbs/use/66_measure.ipynb #of-generator
 @patch
 def of_generator(self: Evaluate, tok, networks, how):
     "The result for a generator."
@@ -246,7 +246,7 @@ def differences(a, b): # two results
             if net and m[net][k] != n.get(net, {}).get(k): some[measure] = f'{net} had another {k}'
     return reasons, some, notes
 
-# %% ../../nbs/use/66_measure.ipynb #compare-command
+# %% ../../nbs/use/66_measure.ipynb #c9925244
 def read_result(path):
     "A result of `maskbit evaluate`; raises `InputError` if it is none."
     from maskbit.base.storage import read_json
@@ -274,7 +274,7 @@ def compare(paths): # of results
              for n in notes]
     return ['', *(Path(p).stem for p in paths)], rows, reasons, notes
 
-
+# %% ../../nbs/use/66_measure.ipynb #compare-command
 @dataclass(frozen=True)
 class Compare:
     "Lay results side by side; what may not be compared is marked (≠), and why: then exit code 1."
