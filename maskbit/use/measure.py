@@ -61,19 +61,21 @@ class Evaluate:
     out: Path = Path('metrics.json') # what was measured, and how
     quiet: bool = False              # no progress bars
 
-    def __call__(self):
-        from maskbit.base.storage import provenance
-        from maskbit.stage1.tokenizer import Tokenizer
-        check(not self.out.is_dir() and self.out.suffix == '.json',
-              f'out is {self.out}: give the name of a .json file.')
-        check(self.generator or not (self.reference or self.samples or self.save),
-              'reference, samples and save are for the pictures of a generator: give one with '
-              '--generator.')
-        about, how = provenance(), together()
-        measure = self.of_generator if self.generator else self.of_tokenizer
-        result = measure(Tokenizer.from_pretrained(self.tokenizer).to(device()), self.judges(), how)
-        if how['rank'] == 0:
-            write_result(self.out, result | {'provenance': about}); print(report_text(result))
+# %% ../../nbs/use/66_measure.ipynb #evaluate-call
+@patch
+def __call__(self: Evaluate):
+    from maskbit.base.storage import provenance
+    from maskbit.stage1.tokenizer import Tokenizer
+    check(not self.out.is_dir() and self.out.suffix == '.json',
+          f'out is {self.out}: give the name of a .json file.')
+    check(self.generator or not (self.reference or self.samples or self.save),
+          'reference, samples and save are for the pictures of a generator: give one with '
+          '--generator.')
+    about, how = provenance(), together()
+    measure = self.of_generator if self.generator else self.of_tokenizer
+    result = measure(Tokenizer.from_pretrained(self.tokenizer).to(device()), self.judges(), how)
+    if how['rank'] == 0:
+        write_result(self.out, result | {'provenance': about}); print(report_text(result))
 
 # %% ../../nbs/use/66_measure.ipynb #together
 def together():
