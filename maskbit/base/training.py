@@ -261,10 +261,10 @@ def fit(make_stage,     # function of a device that returns the `Stage`
     stage = make_stage(accelerator.device)  # whatever it misses is missed before the folder is made
     with contextlib.ExitStack() as held:
         ema, start, memo = enter_run(accelerator, stage, data, run, config, held)
+        signals = held.enter_context(StopSignal())
         loader = batches(data, train, start, accelerator.process_index, world, workers)
         log, bads = Log(run, start, config) if main else None, []
         bar = held.enter_context(_bar(start, train.steps, title, quiet or not main))
-        signals = held.enter_context(StopSignal())
         save = partial(_save, main, run, stage, ema, train, memo)
         def rescue(step):
             if bads: _skipped(step, torch.stack(bads).tolist(), memo)
