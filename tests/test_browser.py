@@ -7,7 +7,8 @@ import numpy as np, pytest, torch
 from PIL import Image
 from maskbit.stage2.sampling import to_uint8
 from maskbit.use.explore import explorer, write_notebook
-from maskbit.use.widgets import png, read_upload
+from maskbit.use.marking import png
+from maskbit.use.widgets import read_upload
 
 NAMES = 'chromium', 'chromium-browser', 'google-chrome'
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -86,7 +87,7 @@ FIGURES = """all => all.map(f => [f.querySelector('figcaption').innerText,
 WIDE = """() => {
     const area = document.querySelector('.jp-OutputArea').getBoundingClientRect()
     const right = Math.min(innerWidth, area.right)
-    const parts = 'figure, button, .widget-slider, .widget-dropdown, .widget-text, .widget-label'
+    const parts = 'figure, canvas, button, .widget-slider, .widget-dropdown, .widget-text, .widget-label'
     return [...document.querySelectorAll(parts)]
         .filter(e => e.closest('.jp-OutputArea-output'))
         .filter(e => e.getBoundingClientRect().right > right + 1 || e.scrollWidth > e.clientWidth + 1)
@@ -127,6 +128,16 @@ class Page:
     def says(self, words):
         said = self.page.locator('p[role=status]', has_text=re.compile(re.escape(words)))
         said.wait_for(timeout=20_000)
+
+    def drag(self, first, last):
+        "Press the mouse on a token, (row, column) of 8 x 8, and let it go on another."
+        box = self.page.locator('canvas').bounding_box()
+        points = [(box['x'] + (c + .5) * box['width'] / 8, box['y'] + (r + .5) * box['height'] / 8)
+                  for r, c in (first, last)]
+        self.page.mouse.move(*points[0])
+        self.page.mouse.down()
+        self.page.mouse.move(*points[1], steps=5)
+        self.page.mouse.up()
 
     def press(self, name): self.page.get_by_role('button', name=name, exact=True).click()
 
@@ -197,9 +208,8 @@ def test_bits(opened):
     now |= dict(bits=(3, 7))
     page.shows(here.pictures('picture 1', **now))
 
-    page.slide('rows', 'ArrowRight', 'ArrowRight')
-    page.slide('columns', 'ArrowLeft', handle=1)
-    now |= dict(rows=(2, 8), columns=(0, 7))
+    page.drag((2, 0), (7, 6))
+    now |= dict(marked=[8 * r + c for r in range(2, 8) for c in range(7)])
     page.shows(here.pictures('picture 1', **now))
 
     page.choose('towards', 'picture 2')
@@ -259,10 +269,19 @@ def test_neighbours(opened):
 def test_editing(opened):
     page, here = opened('editing'), explorer('editing')
     page.shows(here.before('picture 1'))
-    page.page.get_by_title('row 2, column 3', exact=True).click()
+    page.drag((1, 2), (1, 2))
     page.shows(here.before('picture 1', [10]))
-    page.slide('mark columns', *['ArrowRight'] * 4, handle=1)
-    page.slide('mark rows', 'End', handle=1)
+    page.drag((0, 4), (7, 1))                                  # a drag to the left
+    page.drag((7, 4), (0, 4))                                  # begun on a marked token: unmarks
+    middle = [8 * r + c for r in range(8) for c in (1, 2, 3)]
+    page.shows(here.before('picture 1', middle))
+    for _ in range(3): page.page.keyboard.press('ArrowLeft')   # from the end of the last drag
+    for key in ('ArrowLeft', 'Shift+ArrowDown', 'Space'): page.page.keyboard.press(key)
+    page.shows(here.before('picture 1', sorted(middle + [0])))
+    page.page.get_by_text('row 2, column 1: not marked; 25 of 64 are').wait_for(timeout=20_000)
+    page.page.keyboard.down('Shift')
+    for _ in range(6): page.page.keyboard.press('ArrowDown')
+    page.page.keyboard.up('Shift')
     left = [8 * r + c for r in range(8) for c in range(4)]
     page.shows(here.before('picture 1', left))
     page.press('keep bits 0 to 5')
