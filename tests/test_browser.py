@@ -163,6 +163,16 @@ class Page:
         file = dict(name=name, mimeType='application/octet-stream', buffer=content)
         chooser.value.set_files(file)
 
+    def shot(self, kind):
+        "With SHOTS=folder, the picture of the explorer that the book shows."
+        if 'SHOTS' not in os.environ: return
+        self.page.set_viewport_size(dict(width=1280, height=1200))
+        self.page.wait_for_timeout(500)
+        figure = self.page.locator('figure')
+        whole = self.page.locator('.jp-OutputArea-output', has=figure).screenshot()
+        few = Image.open(io.BytesIO(whole)).convert('RGB').quantize(128)
+        few.save(f'{os.environ["SHOTS"]}/explorer-{kind}.png', optimize=True)
+
     def fits(self, kind):
         "At both widths, nothing of the explorer reaches beyond its cell and no label is cut short."
         for width in (1280, 800):
@@ -212,6 +222,7 @@ def test_bits(opened):
     now |= dict(marked=[8 * r + c for r in range(2, 8) for c in range(7)])
     page.shows(here.pictures('picture 1', **now))
 
+    page.shot('bits')
     page.choose('towards', 'picture 2')
     page.slide('walk, %', *['PageUp'] * 3)
     percent = int(page.slider('walk, %').locator('.widget-readout').inner_text())
@@ -239,6 +250,7 @@ def test_sampling(opened):
     page.shows(here.pictures())
     page.choose('class', 'star')
     page.shows(here.pictures(label=6))
+    page.shot('sampling')
     page.slide('steps', 'ArrowLeft', 'ArrowLeft')
     page.shows(here.pictures(label=6, steps=14))
     page.slide('guidance', 'Home')
@@ -258,6 +270,7 @@ def test_neighbours(opened):
     page.shows(here.pictures('sample 1', neighbour=3))
     page.choose('nearest by', 'perception')
     page.shows(here.pictures('sample 1', 'perception', 3))
+    page.shot('neighbours')
     page.choose('picture', 'sample 5')
     page.shows(here.pictures('sample 5', 'perception', 3))
     refuses_a_letter(page)
@@ -289,6 +302,7 @@ def test_editing(opened):
     page.shows(here.before('picture 1', left, [0]))
     page.press('Draw')
     page.shows(here.pictures('picture 1', left, [0], label=1))
+    page.shot('editing')
     upload_mine(page, here)
     page.shows(here.before('mine.png', left, [0]))
     page.fits('editing')

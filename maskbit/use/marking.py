@@ -36,13 +36,13 @@ MARKS = """
     pen.imageSmoothingEnabled = false
     if (picture.complete && picture.naturalWidth) pen.drawImage(picture, 0, 0, size, size)
     const place = i => [i % side * cell, Math.floor(i / side) * cell, cell, cell]
-    pen.fillStyle = 'rgba(255, 140, 0, .5)'
+    const frame = (i, colour, width) => {
+      pen.strokeStyle = colour; pen.lineWidth = width; pen.strokeRect(...place(i))
+    }
+    pen.fillStyle = 'rgba(90, 90, 90, .7)'
     for (const i of marked) pen.fillRect(...place(i))
-    pen.strokeStyle = 'rgba(255, 255, 255, .3)'
-    for (let i = 0; i < side * side; i++) pen.strokeRect(...place(i))
-    pen.strokeStyle = 'white'; pen.lineWidth = 2
-    if (document.activeElement === canvas) pen.strokeRect(...place(at))
-    pen.lineWidth = 1
+    for (let i = 0; i < side * side; i++) frame(i, 'rgba(255, 255, 255, .3)', 1)
+    if (document.activeElement === canvas) frame(at, 'black', 4), frame(at, 'white', 2)
     words.textContent = `row ${Math.floor(at / side) + 1}, column ${at % side + 1}: ` +
       `${marked.has(at) ? '' : 'not '}marked; ${marked.size} of ${side * side} are`
   }

@@ -169,11 +169,13 @@ def show(self: Explorer):
         def turn(change): self.inputs['marked'].picture = png_url(self.images[change['new']])
         self.inputs['picture'].observe(turn, 'value')
     plain = [c for c in self.inputs.values() if hasattr(c, 'description')]
-    wide = [c for c in self.inputs.values() if c not in plain]      # each in a row of its own
-    wrap = w.Layout(flex_flow='row wrap')
-    first, last = (w.Box(row, layout=wrap) for row in (plain, self.buttons(w)))
+    sets = [c for c in self.inputs.values() if hasattr(c, 'children')]
+    large = [c for c in self.inputs.values() if c not in plain + sets]      # beside the pictures
+    self.view.layout = w.Layout(flex='1 1 340px', min_width='0')
+    def row(parts): return w.Box(parts, layout=w.Layout(flex_flow='row wrap'))
+    page = [row(plain), *sets, row(self.buttons(w)), self.note, row([*large, self.view])]
     self.update()
-    return w.VBox([first, *wide, last, self.note, self.view])
+    return w.VBox(page)
 
 # %% ../../nbs/use/28_widgets.ipynb #job
 class Job(list):
