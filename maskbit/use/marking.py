@@ -39,7 +39,7 @@ MARKS = """
     const frame = (i, colour, width) => {
       pen.strokeStyle = colour; pen.lineWidth = width; pen.strokeRect(...place(i))
     }
-    pen.fillStyle = 'rgba(90, 90, 90, .7)'
+    pen.fillStyle = 'rgba(90, 90, 90, .55)'
     for (const i of marked) pen.fillRect(...place(i))
     for (let i = 0; i < side * side; i++) frame(i, 'rgba(255, 255, 255, .3)', 1)
     if (document.activeElement === canvas) frame(at, 'black', 4), frame(at, 'white', 2)
