@@ -123,7 +123,7 @@ def update(self: Explorer):
 def display(self: Explorer, pictures):
     "Put pictures onto the page."
     captions = list(pictures)
-    rows = [(captions[:self.large], 160), (captions[self.large:], 88)]
+    rows = [(captions[:self.large], 160), (captions[self.large:], 96)]
     shown = [figures({c: pictures[c] for c in part}, width) for part, width in rows if part]
     self.view.value = ''.join(shown) + f'<p>{html.escape(self.about)}</p>'
 
