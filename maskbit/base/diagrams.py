@@ -131,7 +131,7 @@ def picture(ax, x, y,  # its centre
 # %% ../../nbs/base/16_diagrams.ipynb #grid
 def show_pictures(rows,         # {name of the row: (B, 3, H, W) in [0, 1], or a list of (3, H, W)}
                   columns=(),   # names of the columns
-                  size=1.0):    # height of a picture, in inches
+                  size=96/DPI): # height of a picture, in inches; a whole number of dots a pixel is sharpest
     "Pictures of one size in rows with names, on a new figure."
     n, first = max(map(len, rows.values())), next(iter(rows.values()))[0]
     wide, high = size * first.shape[2] / first.shape[1] + 0.06, size + 0.06

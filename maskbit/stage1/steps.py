@@ -93,7 +93,8 @@ def show_levels(config: Stage1Config): # of a step, at the paper's size
     kind = {'vq': 'learned', 'lfq': 'rule'}[c.quantizer]
     box(ax, 4.3, 1.2, f'{c.quantizer}\n{c.side}² x {c.bits}\nbits', kind, w=0.85, h=0.8)
     for place, name, net in ((left, 'encoder', tok.encoder), (right, 'decoder', tok.decoder)):
-        note(ax, place.x, 2.15, f'{name}, {_parameters(net) / 1e6:.1f}M parameters', size=9, color='k')
+        title = f'{name}, {_parameters(net) / 1e6:.1f}M parameters'
+        note(ax, place.x, 2.15, title, size=9, color='k')
 
 # %% ../../nbs/stage1/05_steps.ipynb #scale
 @dataclass(frozen=True)
