@@ -7,7 +7,8 @@ import numpy as np, pytest, torch
 from PIL import Image
 from maskbit.stage2.sampling import to_uint8
 from maskbit.use.explore import explorer, write_notebook
-from maskbit.use.widgets import png, read_upload
+from maskbit.use.marking import png
+from maskbit.use.widgets import read_upload
 
 NAMES = 'chromium', 'chromium-browser', 'google-chrome'
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -86,7 +87,7 @@ FIGURES = """all => all.map(f => [f.querySelector('figcaption').innerText,
 WIDE = """() => {
     const area = document.querySelector('.jp-OutputArea').getBoundingClientRect()
     const right = Math.min(innerWidth, area.right)
-    const parts = 'figure, button, .widget-slider, .widget-dropdown, .widget-text, .widget-label'
+    const parts = 'figure, canvas, button, .widget-slider, .widget-dropdown, .widget-text, .widget-label'
     return [...document.querySelectorAll(parts)]
         .filter(e => e.closest('.jp-OutputArea-output'))
         .filter(e => e.getBoundingClientRect().right > right + 1 || e.scrollWidth > e.clientWidth + 1)
@@ -128,6 +129,16 @@ class Page:
         said = self.page.locator('p[role=status]', has_text=re.compile(re.escape(words)))
         said.wait_for(timeout=20_000)
 
+    def drag(self, first, last):
+        "Press the mouse on a token, (row, column) of 8 x 8, and let it go on another."
+        box = self.page.locator('canvas').bounding_box()
+        points = [(box['x'] + (c + .5) * box['width'] / 8, box['y'] + (r + .5) * box['height'] / 8)
+                  for r, c in (first, last)]
+        self.page.mouse.move(*points[0])
+        self.page.mouse.down()
+        self.page.mouse.move(*points[1], steps=5)
+        self.page.mouse.up()
+
     def press(self, name): self.page.get_by_role('button', name=name, exact=True).click()
 
     def choose(self, name, value): self.page.get_by_label(name, exact=True).select_option(value)
@@ -151,6 +162,16 @@ class Page:
         with self.page.expect_file_chooser() as chooser: button.click()
         file = dict(name=name, mimeType='application/octet-stream', buffer=content)
         chooser.value.set_files(file)
+
+    def shot(self, kind):
+        "With SHOTS=folder, the picture of the explorer that the book shows."
+        if 'SHOTS' not in os.environ: return
+        self.page.set_viewport_size(dict(width=1280, height=1200))
+        self.page.wait_for_timeout(500)
+        figure = self.page.locator('figure')
+        whole = self.page.locator('.jp-OutputArea-output', has=figure).screenshot()
+        few = Image.open(io.BytesIO(whole)).convert('RGB').quantize(128)
+        few.save(f'{os.environ["SHOTS"]}/explorer-{kind}.png', optimize=True)
 
     def fits(self, kind):
         "At both widths, nothing of the explorer reaches beyond its cell and no label is cut short."
@@ -197,11 +218,11 @@ def test_bits(opened):
     now |= dict(bits=(3, 7))
     page.shows(here.pictures('picture 1', **now))
 
-    page.slide('rows', 'ArrowRight', 'ArrowRight')
-    page.slide('columns', 'ArrowLeft', handle=1)
-    now |= dict(rows=(2, 8), columns=(0, 7))
+    page.drag((2, 0), (7, 6))
+    now |= dict(marked=[8 * r + c for r in range(2, 8) for c in range(7)])
     page.shows(here.pictures('picture 1', **now))
 
+    page.shot('bits')
     page.choose('towards', 'picture 2')
     page.slide('walk, %', *['PageUp'] * 3)
     percent = int(page.slider('walk, %').locator('.widget-readout').inner_text())
@@ -229,6 +250,7 @@ def test_sampling(opened):
     page.shows(here.pictures())
     page.choose('class', 'star')
     page.shows(here.pictures(label=6))
+    page.shot('sampling')
     page.slide('steps', 'ArrowLeft', 'ArrowLeft')
     page.shows(here.pictures(label=6, steps=14))
     page.slide('guidance', 'Home')
@@ -248,6 +270,7 @@ def test_neighbours(opened):
     page.shows(here.pictures('sample 1', neighbour=3))
     page.choose('nearest by', 'perception')
     page.shows(here.pictures('sample 1', 'perception', 3))
+    page.shot('neighbours')
     page.choose('picture', 'sample 5')
     page.shows(here.pictures('sample 5', 'perception', 3))
     refuses_a_letter(page)
@@ -259,10 +282,19 @@ def test_neighbours(opened):
 def test_editing(opened):
     page, here = opened('editing'), explorer('editing')
     page.shows(here.before('picture 1'))
-    page.page.get_by_title('row 2, column 3', exact=True).click()
+    page.drag((1, 2), (1, 2))
     page.shows(here.before('picture 1', [10]))
-    page.slide('mark columns', *['ArrowRight'] * 4, handle=1)
-    page.slide('mark rows', 'End', handle=1)
+    page.drag((0, 4), (7, 1))                                  # a drag to the left
+    page.drag((7, 4), (0, 4))                                  # begun on a marked token: unmarks
+    middle = [8 * r + c for r in range(8) for c in (1, 2, 3)]
+    page.shows(here.before('picture 1', middle))
+    for _ in range(3): page.page.keyboard.press('ArrowLeft')   # from the end of the last drag
+    for key in ('ArrowLeft', 'Shift+ArrowDown', 'Space'): page.page.keyboard.press(key)
+    page.shows(here.before('picture 1', sorted(middle + [0])))
+    page.page.get_by_text('row 2, column 1: not marked; 25 of 64 are').wait_for(timeout=20_000)
+    page.page.keyboard.down('Shift')
+    for _ in range(6): page.page.keyboard.press('ArrowDown')
+    page.page.keyboard.up('Shift')
     left = [8 * r + c for r in range(8) for c in range(4)]
     page.shows(here.before('picture 1', left))
     page.press('keep bits 0 to 5')
@@ -270,6 +302,7 @@ def test_editing(opened):
     page.shows(here.before('picture 1', left, [0]))
     page.press('Draw')
     page.shows(here.pictures('picture 1', left, [0], label=1))
+    page.shot('editing')
     upload_mine(page, here)
     page.shows(here.before('mine.png', left, [0]))
     page.fits('editing')

@@ -1,6 +1,6 @@
 """What a training survives, and what it refuses.
 `pytest tests/test_faults.py --record nbs/results/faults` writes down what happened."""
-import json, os, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 import pytest, torch
 from children import CONFIG, CONTEXT, differing, losses, start, state, together, train
 from conftest import SMALL
@@ -211,3 +211,19 @@ def test_a_full_disk(tmp_path, fault):
     finally: subprocess.run(['umount', str(disk)], check=True)
     fault('a full disk', 'the run ended with exit code 2 and named the last good checkpoint; with space '
           'again it continued to its end', exit_code=2, last_good_step=2)
+
+
+def test_leftovers_go_when_nothing_is_left_to_write(cache, tmp_path):
+    "A writer that was killed after another had put its part in place; every part is there then."
+    from maskbit.base.shapes import Shapes
+    from maskbit.base.storage import HOST
+    from maskbit.stage1.tokenizer import Tokenizer
+    from maskbit.stage2.token_cache import write_cache
+    tok, data, folder = Tokenizer.from_pretrained('shapes'), Shapes(length=48), tmp_path/'tokens'
+    write_cache(tok, data, folder, part=32, quiet=True)
+    gone = subprocess.Popen(['true'])
+    gone.wait()
+    left = folder/f'.part-00001.{HOST}.{gone.pid}.0123abcd.maskbit.tmp'
+    shutil.copytree(folder/'part-00001', left)
+    write_cache(tok, data, folder, part=32, quiet=True)
+    assert not left.exists() and (folder/'part-00001').is_dir()

@@ -214,9 +214,12 @@ def look(accelerator, stage, ema, valid, step, train, memo, log, run):
 # %% ../../nbs/base/44_training.ipynb #fit
 def _accelerator():
     "Of this process; several processes without GPUs talk over gloo."
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     on_cpu = 'LOCAL_RANK' in os.environ and not torch.cuda.is_available()
-    return Accelerator(mixed_precision='no', cpu=on_cpu)
+    # Buffers hold what no process needs of another. Sent before each pass, they would be written
+    # to between a discriminator's two passes and their gradients, which torch 2.6 refuses.
+    alone = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(mixed_precision='no', cpu=on_cpu, kwargs_handlers=[alone])
 
 
 def _bar(start, steps, title, hidden):

@@ -17,7 +17,7 @@ from ..base.bits import pack, unpack
 from ..base.loader import Ordered, deaf_worker
 from ..base.pretrained import fingerprint, in_evaluation, same_model
 from ..base.runs import identity
-from ..base.storage import (atomic_folder, damage, read_sealed, seal, sealed, steady,
+from ..base.storage import (atomic_folder, damage, read_sealed, seal, sealed, steady, sweep,
                                   write_atomic)
 from ..base.trees import check
 
@@ -185,6 +185,7 @@ def write_cache(tokenizer,      # a `Tokenizer`
     folder, tokenizer = Path(folder), tokenizer.to(device)
     about = _about(tokenizer, data, views, part, source)
     _agree(folder, about)
+    sweep(folder)                # also when nothing is left to write
     (folder/'locks').mkdir(exist_ok=True)
     parts, total = _parts(folder, about), len(data) * views
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))

@@ -222,7 +222,7 @@ class Explore:
 
     def __call__(self):
         import os, shlex
-        _check_packages('jupyterlab', 'ipywidgets')
+        _check_packages('jupyterlab', 'ipywidgets', 'anywidget')
         from maskbit.base.pretrained import find_model
         from maskbit.use.explore import write_notebook
         find_model(self.tokenizer, 'tokenizer')

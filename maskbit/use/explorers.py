@@ -16,11 +16,12 @@ from ..base.bits import bits_to_indices
 from ..base.counters import uniform
 from ..base.storage import write_atomic
 from ..base.trees import check
-from ..stage2.editing import box, repaint
+from ..stage2.editing import repaint
 from ..stage2.masking import join_groups
 from ..stage2.sampling import sample_tokens
 from ..studies.neighbours import perceptual_space
-from .widgets import Explorer, Job, SlowExplorer, button, choice, png, slider, toggles
+from .marking import marker, png
+from .widgets import Explorer, Job, SlowExplorer, button, choice, slider, toggles
 
 # %% ../../nbs/use/29_explorers.ipynb #walk
 def walk(a, b,   # (h, w) int64, tokens of two pictures
@@ -38,7 +39,7 @@ def _difference(a, b): return (3 * (a - b).abs()).clamp(0, 1)     # (3, H, W) ea
 
 
 class BitExplorer(Explorer):
-    "Flip any bits of the tokens in a rectangle, or walk to another picture (Sec. 3, Figure 3)."
+    "Flip any bits of any tokens, or walk to another picture (Sec. 3, Figure 3)."
     def __init__(self, tokenizer, images): # a `Tokenizer`; (B, 3, H, W) in [0, 1]
         super().__init__(tokenizer, images)
         self.bits, (name, self.space) = tokenizer.config.bits, perceptual_space()
@@ -60,12 +61,11 @@ class BitExplorer(Explorer):
 
     def controls(self, w):
         names, bits = list(self.images), [f'bit {b}' for b in range(self.bits)]
-        whole, every = (0, self.side), dict(description='every bit alone', indent=False)
+        every = dict(description='every bit alone', indent=False)
         return {'picture': choice(w, 'picture', names), 'towards': choice(w, 'towards', names),
                 'percent': slider(w, 'walk, %', 0, 100, 0),
-                'rows': slider(w, 'rows', *whole, whole, kind='IntRangeSlider'),
-                'columns': slider(w, 'columns', *whole, whole, kind='IntRangeSlider'),
                 'singles': w.Checkbox(**every, layout=w.Layout(width='150px')),
+                'marked': marker(self.side, self.images[names[0]], 'where bits are flipped'),
                 'bits': toggles(w, bits, bits, 56, self.bits)}
 
     def buttons(self, w):
@@ -76,12 +76,12 @@ class BitExplorer(Explorer):
 
 # %% ../../nbs/use/29_explorers.ipynb #changed
 @patch
-def changed(self: BitExplorer, picture, bits=(), rows=None, columns=None, towards=None, percent=0):
-    """The tokens (side, side): `percent` of the way to `towards`, then `bits` flipped in `rows` and
-    `columns`, (first, last + 1) each."""
-    tokens, whole = self.tokens[picture], (0, self.side)
+def changed(self: BitExplorer, picture, bits=(), marked=(), towards=None, percent=0):
+    """The tokens (side, side): `percent` of the way to `towards`, then `bits` flipped in the
+    `marked` ones, counted row by row, or in all if none is marked."""
+    tokens = self.tokens[picture]
     if towards: tokens = walk(tokens, self.tokens[towards], self.bits, percent / 100)
-    inside = box(self.side, rows or whole, columns or whole).long()
+    inside = self.where(marked or range(self.side ** 2)).long()
     return tokens ^ sum(1 << b for b in bits) * inside
 
 # %% ../../nbs/use/29_explorers.ipynb #compare
@@ -221,21 +221,18 @@ class EditExplorer(SlowExplorer):
         g, classes = self.generator.config, self.generator.config.names
         size, groups = g.bits // g.groups, g.positions * g.groups
         keep = [f'keep bits {i * size} to {(i + 1) * size - 1}' for i in range(g.groups)]
-        marks = [f'row {r + 1}, column {c + 1}' for r in range(self.side) for c in range(self.side)]
-        return {'picture': choice(w, 'picture', list(self.images)),
+        names = list(self.images)
+        return {'picture': choice(w, 'picture', names),
                 'label': choice(w, 'class', [(n, i) for i, n in enumerate(classes)]),
                 'steps': slider(w, 'steps', 1, groups, min(g.sample.steps, groups)),
                 'seed': slider(w, 'seed', 0, 99, 0),
                 'keep': toggles(w, keep, keep, 130, 4),
-                'marked': toggles(w, marks, [''] * len(marks), 22, self.side)}
+                'marked': marker(self.side, self.images[names[0]], 'what is drawn anew')}
 
     def buttons(self, w):
-        def marker(name): return slider(w, name, 0, self.side, (0, 0), kind='IntRangeSlider')
-        def mark(change): self.mark(rows.value, columns.value)
-        rows, columns = marker('mark rows'), marker('mark columns')
-        for c in (rows, columns): c.observe(mark, 'value')
-        draw = button(w, 'Draw', super().update)
-        return [rows, columns, self.upload_button(w), draw, *super().buttons(w)]
+        def clear(): self.inputs['marked'].value = ()
+        return [button(w, 'Draw', super().update), button(w, 'Unmark all', clear),
+                self.upload_button(w), *super().buttons(w)]
 
 # %% ../../nbs/use/29_explorers.ipynb #start
 @patch
@@ -243,10 +240,8 @@ def start(self: EditExplorer, picture,
           marked=(), # tokens to draw anew, counted row by row
           keep=()):  # groups of theirs that stay
     "The start of the edit, as `repaint` gives it."
-    where = torch.zeros(self.side ** 2, dtype=torch.bool)
-    where[list(marked)] = True
-    where = where.view(self.side, self.side)
-    return repaint(self.tokens[picture], where, self.generator.config.groups, keep)
+    groups = self.generator.config.groups
+    return repaint(self.tokens[picture], self.where(marked), groups, keep)
 
 @patch
 def before(self: EditExplorer, picture, marked=(), keep=(), **settings):
@@ -258,21 +253,9 @@ def before(self: EditExplorer, picture, marked=(), keep=(), **settings):
     return {picture: own, f'{hidden.mean():.0%} of the bits to draw anew': veiled}
 
 # %% ../../nbs/use/29_explorers.ipynb #mark
-EditExplorer.held = False       # while several marks change at once
-
-
 @patch
 def update(self: EditExplorer):
-    if self.held: return
+    "Show what would be drawn anew; only the button draws."
     self.end()
     self.job, self.stop.disabled = None, True
     self.attempt(lambda: self.display(self.before(**self.settings())))
-
-@patch
-def mark(self: EditExplorer, rows, columns): # (first, last + 1) each
-    "Mark the tokens of a rectangle and no others."
-    inside = box(self.side, rows, columns).flatten().tolist()
-    self.held = True
-    for c, on in zip(self.inputs['marked'].children, inside): c.value = on
-    self.held = False
-    self.update()

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from ..base.trees import check
 
-
 # %% ../../nbs/use/65_pictures.ipynb #neighbours-parts
 def _check_models(gen, tok, cache, folder):
     "Do generator, tokenizer and the tokens of a folder belong together?"
