@@ -11,7 +11,7 @@ settings = ConfigParser(delimiters=['='])
 settings.read(HERE.parent/'settings.ini', encoding='utf-8')
 cfg = settings['DEFAULT']
 
-project, author, copyright = cfg['title'], cfg['author'], cfg['copyright'].removesuffix(f', {cfg["author"]}')
+project, author, copyright = cfg['title'], cfg['author'], cfg['copyright'].partition(',')[0]
 version = release = cfg['version']
 language = 'en'
 extensions = ['myst_nb', 'sphinx.ext.mathjax']
@@ -37,7 +37,8 @@ EVERYWHERE = pages.everywhere(KNOWN)
 def link_names(app, pagename, templatename, context, doctree):
     path = pages.NBS/f'{pagename}.ipynb'
     if not context.get('body') or not path.exists(): return
-    context['body'] = pages.linked(context['body'], pagename, pages.in_scope(path, KNOWN), EVERYWHERE)
+    scope = pages.in_scope(path, KNOWN)
+    context['body'] = pages.linked(context['body'], pagename, scope, EVERYWHERE)
 
 
 def setup(app): app.connect('html-page-context', link_names)

@@ -1,9 +1,12 @@
-"Notebooks as pages of the site: what readers need not see is left out, what is named leads to its definition."
+"""Notebooks as pages of the site: what readers need not see is left out, and names lead to their
+definitions."""
 import ast, json, re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 NBS = ROOT/'nbs'
+NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb')
+                   if not any(part.startswith('.') for part in p.relative_to(NBS).parts))
 
 
 def read(path):
@@ -18,24 +21,21 @@ def docname(path): return str(path.relative_to(NBS).with_suffix(''))
 # The reading order is that of the index
 
 def reading_order():
-    "[(title of a part, [notebooks])] as the index has them; a notebook it does not name ends its part."
+    "[(title of a part, [notebooks])], first those of no part; what the index lacks ends its part."
     text = '\n'.join(c['source'] for c in read(NBS/'index.ipynb'))
     titles = {part: title for title, part in re.findall(r'^\*\*(.+?)\*\* \(`(\w+)`\)', text, re.M)}
     linked = [NBS/link for link in re.findall(r'\]\(([\w/]+\.ipynb)', text)]
-    every = [*dict.fromkeys(p for p in linked if p.exists()), *sorted(NBS.glob('[!.]*/[!.]*.ipynb'))]
-    first = sorted(p for p in NBS.glob('[!.]*.ipynb') if p.name != 'index.ipynb')    # the idea
-    parts = {title: [] for title in ('', *titles.values())}
-    parts[''] = first
-    for path in dict.fromkeys(every):
-        if path.parent != NBS: parts[titles[path.parent.name]].append(path)
+    every = dict.fromkeys(p for p in [*linked, *NOTEBOOKS] if p in NOTEBOOKS and p.stem != 'index')
+    parts = {'': [p for p in every if p.parent == NBS]}
+    for part, title in titles.items(): parts[title] = [p for p in every if p.parent.name == part]
     return list(parts.items())
 
 
-def toctrees(more): # names of pages that are no notebooks, after the idea
+def toctrees(own): # names of pages that are no notebooks, to stand before the parts
     "The contents on the left, as the text of a cell."
     blocks = []
     for title, paths in reading_order():
-        names = [*map(docname, paths), *([] if title else more)]
+        names = [*map(docname, paths), *([] if title else own)]
         caption = f':caption: "{title}"\n' if title else ''
         blocks.append(f'```{{toctree}}\n:hidden:\n{caption}\n' + '\n'.join(names) + '\n```')
     return '\n\n'.join(blocks)
@@ -72,12 +72,12 @@ def exported(cell, module):
 def definitions():
     "{(PART.NAME of the module, name): (page, anchor)} of all that the notebooks export."
     out = {}
-    for path in sorted(NBS.rglob('[!.]*.ipynb')):
+    for path in NOTEBOOKS:
         module = module_of(cells := read(path))
         for cell in cells:
             if cell['cell_type'] == 'code' and (to := exported(cell, module)):
                 for name in defined(cell['source']):
-                    if not name.startswith('__'): out.setdefault((to, name), (docname(path), name))
+                    if '__' not in name: out.setdefault((to, name), (docname(path), name))
     return out
 
 
@@ -88,9 +88,10 @@ def in_scope(path, known):
     for cell in cells:
         if cell['cell_type'] != 'code' or cell['source'].lstrip().startswith(('%', '!')): continue
         for node in ast.walk(ast.parse(cell['source'])):
-            if not isinstance(node, ast.ImportFrom) or not (node.module or '').startswith('maskbit.'): continue
-            of = node.module.removeprefix('maskbit.')
-            scope |= {a.asname or a.name: known[of, a.name] for a in node.names if (of, a.name) in known}
+            if not isinstance(node, ast.ImportFrom): continue
+            of = (node.module or '').removeprefix('maskbit.')
+            here = [a for a in node.names if (of, a.name) in known]
+            scope |= {a.asname or a.name: known[of, a.name] for a in here}
     return scope
 
 
@@ -111,8 +112,8 @@ def page(path):
         said = [line[2:].split()[0] for line in lines if line.startswith('#|')]
         code = '\n'.join(line for line in lines if not line.startswith('#|')).strip('\n')
         if 'hide' in said or not code: continue
-        if cell['cell_type'] == 'code' and (exported(cell, module)):
-            names = [n for n in defined(code) if not n.startswith('__')]
+        if cell['cell_type'] == 'code' and exported(cell, module):
+            names = [n for n in defined(code) if '__' not in n]
             if names: cells.append(anchors(names, cell['id']))
         tags = {'tags': ['remove-input']} if 'echo:' in said else {}
         cells.append(cell | {'source': code, 'metadata': tags})
@@ -139,29 +140,25 @@ def outside(text, path, url):
 
 # Links in the finished page
 
-CODE = re.compile(r'<span class="(n|nf|nc|bp|k|ow|o|p)">([^<]*)</span>')
-WORD = re.compile(r'(?<!">)<code class="docutils literal notranslate"><span class="pre">([\w.]+)(\(\))?</span></code>')
+CODE = re.compile(r'(<span class="o">\.</span>)?(<span class="n">(\w+)</span>)(?!<span class="o">=</span>)')
+WORD = re.compile(r'(?<!">)<code class="docutils literal notranslate">'
+                  r'<span class="pre">([\w.]+)(?:\(\))?</span></code>')
 
 
-def linked(body, here, scope, known): # HTML; page; names in code; names in text
+def linked(body, here, scope, known): # HTML; page; names in its code; names in any text
     "The page with the names that are known as links to where they are defined."
-    up = '../' * here.count('/')
-    def a(to, text, kind):
+    def a(to, text):
         where, anchor = to
-        href = f'#{anchor}' if where == here else f'{up}{where}.html#{anchor}'
-        return f'<a class="{kind}" href="{href}">{text}</a>'
+        page = '' if where == here else '../' * here.count('/') + f'{where}.html'
+        return f'<a class="name" href="{page}#{anchor}">{text}</a>'
 
-    def in_code(found):
-        kind, name = found[1], found[2]
-        before, after = body[:found.start()][-40:], body[found.end():found.end() + 40]
-        attribute, keyword = before.endswith('<span class="o">.</span>'), after.startswith('<span class="o">=</span>')
-        if kind != 'n' or attribute or keyword or name not in scope: return found[0]
-        return a(scope[name], found[0], 'name')
+    def in_code(found): # neither attributes nor keywords
+        dot, text, name = found.groups()
+        return found[0] if dot or name not in scope else a(scope[name], text)
 
     def in_text(found):
         name = found[1].removeprefix('maskbit.')
         to = scope.get(name) or known.get(name)
-        return a(to, found[0], 'name') if to else found[0]
+        return a(to, found[0]) if to else found[0]
 
-    body = CODE.sub(in_code, body)
-    return WORD.sub(in_text, body)
+    return WORD.sub(in_text, CODE.sub(in_code, body))
