@@ -16,6 +16,7 @@ version = release = cfg['version']
 language = 'en'
 extensions = ['myst_nb', 'sphinx.ext.mathjax']
 nb_execution_mode = 'off'                    # outputs are shown as they are committed
+nb_render_markdown_format = 'myst'           # an output may be a table
 myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 4                     # so that links may name a heading
 mathjax_path = 'vendor/tex-svg.js'           # one file with its fonts: no other host is asked
@@ -23,6 +24,7 @@ mathjax3_config = {'options': {'enableMenu': False}}
 
 html_theme = 'sphinx_book_theme'
 html_title = project
+html_favicon = str(HERE/'static/favicon.svg')
 html_static_path = [str(HERE/'static'), str(HERE.parent/'build/site-assets')]
 html_css_files = ['site.css']
 html_copy_source = html_show_sourcelink = False

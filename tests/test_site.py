@@ -88,8 +88,8 @@ def test_nothing_is_loaded_from_elsewhere(site, pages):
     assert styles and not [p for p in styles if away.search(p.read_text())]
 
 
-def test_no_formula_is_left_as_it_was_typed(pages):
-    typed = re.compile(r'\$[^$\n]+\$')
+def test_no_formula_or_table_is_left_as_it_was_typed(pages):
+    typed = re.compile(r'\$[^$\n]+\$|\|\s*:?[-—–]+:?\s*\|')
     assert not [(p.name, m[0]) for p, page in pages.items() for m in typed.finditer(page.text)]
 
 
@@ -288,7 +288,10 @@ def latency(presses):
         page = opened(Site(browser, SITE))
         ready = page.evaluate('performance.now()')
         times = page.evaluate(PRESS, presses)
-    return dict(median_ms=statistics.median(times), slowest_ms=max(times), presses=presses, ready_ms=ready)
+        weight = page.evaluate("""performance.getEntriesByType('resource')
+            .reduce((sum, r) => sum + r.encodedBodySize, 0)""")
+    return dict(median_ms=statistics.median(times), slowest_ms=max(times), presses=presses,
+                ready_ms=ready, loaded_mb=weight / 1e6)
 
 
 if __name__ == '__main__': print(json.dumps(latency(48)))      # of the site that was built last
