@@ -4,7 +4,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CHAPTERS = sorted((ROOT/'nbs').glob('[!.]*/*.ipynb'))
-NOTEBOOKS = [ROOT/'nbs/index.ipynb', *CHAPTERS]
+IDEA = ROOT/'nbs/idea.ipynb'
+NOTEBOOKS = [ROOT/'nbs/index.ipynb', IDEA, *CHAPTERS]
 
 
 def cells(path, kind=None):

@@ -65,11 +65,13 @@ def die_at(n, root, seed): # the how-manieth change, the folder that it is in, h
             path, _, flags = args
             if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT): before(path)
         elif event in ('os.rename', 'os.remove', 'os.mkdir', 'os.rmdir', 'os.truncate', 'os.chmod'):
-            before(os.fspath(args[0]))
+            before(name(args[0]))
+
+    def name(path): # or a file's number
+        return os.readlink(f'/proc/self/fd/{path}') if isinstance(path, int) else os.fspath(path)
 
     def told_fsync(fd):
-        path = os.readlink(f'/proc/self/fd/{fd}')
-        before(path, path)
+        before(name(fd), name(fd))
         fsync(fd)
 
     def told_swap(a, b):

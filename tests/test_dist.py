@@ -99,7 +99,8 @@ def test_one_step_on_two_processes(name, cache, tmp_path, fault):
     gradients = {k: apart(a[k], b[k], first) for k in a if k.endswith('exp_avg')}
     means = {k: float((a[k] - b[k]).abs()) for k in a if 'lecam' in k}
     assert one.keys() == two.keys() and max(terms.values()) < 1e-5
-    assert max(gradients.values()) < 1e-5 and all(v < 1e-5 for v in means.values())
+    # float32; the adaptive weight multiplies rounding (torch 2.6: 2.2e-5)
+    assert max(gradients.values()) < 5e-5 and all(v < 1e-5 for v in means.values())
     if kind == 'tokenizer':
         assert len(means) == 2 and all(abs(float(a[k])) > 1e-3 for k in means)
         assert one['lecam'] > 0 and 'discriminator/grad_norm' in one

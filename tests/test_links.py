@@ -2,7 +2,7 @@
 import re
 from urllib.parse import unquote
 import pytest
-from book import CHAPTERS, NOTEBOOKS, ROOT, cells, name
+from book import CHAPTERS, IDEA, NOTEBOOKS, ROOT, cells, name
 
 PAGES = [*NOTEBOOKS, ROOT/'README.md', ROOT/'CONTRIBUTING.md']
 FIRST_LINE = re.compile(r'^Needs (nothing|.*\]\(.+\)).* · Next .*\[[^\]]+\]\(([^)]+)\)', re.M)
@@ -60,9 +60,9 @@ def first_line(path):
     return found[2]
 
 
-@pytest.mark.parametrize('path', CHAPTERS, ids=name)
+@pytest.mark.parametrize('path', [IDEA, *CHAPTERS], ids=name)
 def test_it_says_what_it_needs_and_what_comes_next(path):
-    part = [p for p in CHAPTERS if p.parent == path.parent]
+    part = [p for p in [IDEA, *CHAPTERS] if p.parent == path.parent]
     after = (path.parent/first_line(path)).resolve()
     if path == part[-1]: assert after.is_file() and after.parent != path.parent, 'the last leads on'
     else: assert after == part[part.index(path) + 1], 'the next of its part comes next'

@@ -214,9 +214,12 @@ def look(accelerator, stage, ema, valid, step, train, memo, log, run):
 # %% ../../nbs/base/44_training.ipynb #fit
 def _accelerator():
     "Of this process; several processes without GPUs talk over gloo."
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     on_cpu = 'LOCAL_RANK' in os.environ and not torch.cuda.is_available()
-    return Accelerator(mixed_precision='no', cpu=on_cpu)
+    # Buffers hold what no process needs of another. Sent before each pass, they would be written
+    # to between a discriminator's two passes and their gradients, which torch 2.6 refuses.
+    alone = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(mixed_precision='no', cpu=on_cpu, kwargs_handlers=[alone])
 
 
 def _bar(start, steps, title, hidden):
@@ -261,10 +264,10 @@ def fit(make_stage,     # function of a device that returns the `Stage`
     stage = make_stage(accelerator.device)  # whatever it misses is missed before the folder is made
     with contextlib.ExitStack() as held:
         ema, start, memo = enter_run(accelerator, stage, data, run, config, held)
+        signals = held.enter_context(StopSignal())
         loader = batches(data, train, start, accelerator.process_index, world, workers)
         log, bads = Log(run, start, config) if main else None, []
         bar = held.enter_context(_bar(start, train.steps, title, quiet or not main))
-        signals = held.enter_context(StopSignal())
         save = partial(_save, main, run, stage, ema, train, memo)
         def rescue(step):
             if bads: _skipped(step, torch.stack(bads).tolist(), memo)
