@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every check there is, for people and for CI: lint, layers, notebooks clean, export without a diff, README in step,
-# notebooks run, tests pass.
+# notebooks run, tests pass (tests/test_site.py builds the site and reads it in a browser).
 set -eu
 cd "$(dirname "$0")"
 export OMP_NUM_THREADS=1 MPLBACKEND=agg

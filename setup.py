@@ -17,7 +17,7 @@ setup(
     package_data={'maskbit': ['assets/*/*', 'assets/*.html', 'assets/*.json']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={k: cfg[f'{k}_requirements'].split() for k in ('imagenet', 'dev')},
+    extras_require={k: cfg[f'{k}_requirements'].split() for k in ('imagenet', 'onnx', 'site', 'dev')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['maskbit=maskbit._modidx:d']},
     long_description=(here/'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',

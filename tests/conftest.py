@@ -3,6 +3,7 @@ import json, re
 from pathlib import Path
 import matplotlib.cbook, pytest, torch
 from PIL import Image
+from chromium import chromium
 
 torch.set_num_threads(1)
 TRAIN = '--train.steps 6 --train.batch 4 --train.microbatch 4 --train.save_every 2'.split()
@@ -70,3 +71,8 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp('cache')/'tokens'
     write_cache(Tokenizer.from_pretrained('shapes'), Shapes(length=64), folder, quiet=True)
     return folder
+
+
+@pytest.fixture(scope='module')      # while it runs, no other code may use asyncio
+def browser():
+    with chromium() as b: yield b

@@ -1,24 +1,17 @@
 """The explorers in a real browser: JupyterLab on localhost, Debian's chromium, and what the page shows
 against what the classes compute."""
-import base64, contextlib, io, os, re, shutil, socket, statistics, subprocess, sys, tempfile, time
+import base64, contextlib, io, os, re, socket, statistics, subprocess, sys, tempfile, time
 import urllib.request
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
+from chromium import PIP, chromium
 from maskbit.stage2.sampling import to_uint8
 from maskbit.use.explore import explorer, write_notebook
 from maskbit.use.marking import png
 from maskbit.use.widgets import read_upload
 
-NAMES = 'chromium', 'chromium-browser', 'google-chrome'
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
-         '--disable-background-networking', '--disable-component-update']
-READY = 'the explorers are tested in a browser where '
-PIP = READY + '`pip install playwright` was done'
-APT = READY + 'chromium is installed (apt-get install chromium)'
 playwright = pytest.importorskip('playwright.sync_api', reason=PIP)
-if not CHROMIUM: pytest.skip(APT, allow_module_level=True)
 
 
 def free_port():
@@ -65,19 +58,6 @@ def served(folder):
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
     with served(tmp_path_factory.mktemp('explore')) as address: yield address
-
-
-@contextlib.contextmanager
-def chromium():
-    with playwright.sync_playwright() as p:
-        b = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield b
-        b.close()
-
-
-@pytest.fixture(scope='module')
-def browser():
-    with chromium() as b: yield b
 
 
 IDLE = """(c => c && c.isReady && c.session.kernel && c.session.kernel.status === 'idle')(
@@ -184,7 +164,7 @@ class Page:
 
 
 @pytest.fixture
-def opened(lab, browser):
+def opened(browser, lab):
     pages = []
     def open_page(kind): pages.append(Page(browser, lab(kind))); return pages[-1]
     yield open_page

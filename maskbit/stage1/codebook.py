@@ -105,8 +105,8 @@ class VQ(nn.Module):
 
     def indices(self, z): # (B, D, h, w) -> (B, h, w)
         d = distances(z.float().movedim(1, -1).flatten(0, -2), self.codebook.weight.float())
-        return d.argmin(1).view(len(z), *z.shape[2:])
+        return d.argmin(1).view(-1, *z.shape[2:])
 
     def latent(self, indices): # (B, h, w) -> (B, D, h, w)
         check_tokens(indices, self.bits, wait=False)
-        return self.codebook(indices).movedim(-1, 1)
+        return self.codebook(indices).movedim(3, 1)

@@ -96,4 +96,4 @@ class LFQ(nn.Module):
         return bits_to_indices(z.movedim(1, -1))
 
     def latent(self, indices): # (B, h, w) -> (B, K, h, w)
-        return indices_to_bits(indices, self.bits).movedim(-1, 1)
+        return indices_to_bits(indices, self.bits).movedim(3, 1)
