@@ -25,7 +25,7 @@ class Pretended(torch.Tensor):
         return cls._make_wrapper_subclass(cls, held.shape, held.stride(), held.storage_offset(),
                                           dtype=held.dtype, device='gpu:0')
 
-    def __init__(self, held): self.held = held
+    def __init__(self, held): self.held, self.seat = held, Seat(held.untyped_storage())
 
     def __repr__(self): return f'Pretended({self.held})'
 
@@ -49,7 +49,7 @@ class Pretended(torch.Tensor):
 
 class Gpu(TorchDispatchMode):
     "While it is entered, `torch.device('gpu')` is there; `waits` are those so far, with their place."
-    waits = []
+    waits, users, used, peak = [], collections.Counter(), 0, 0      # bytes
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return compute(func, args, kwargs or {})
@@ -60,6 +60,19 @@ class Gpu(TorchDispatchMode):
         found = dict(collections.Counter(cls.waits))
         cls.waits.clear()
         return found
+
+
+class Seat:
+    "Counts the memory of a tensor until the last one that shares it is gone."
+    def __init__(self, storage):
+        self.key, self.size = storage.data_ptr(), storage.nbytes()
+        if not Gpu.users[self.key]: Gpu.used += self.size
+        Gpu.users[self.key] += 1
+        Gpu.peak = max(Gpu.peak, Gpu.used)
+
+    def __del__(self):
+        Gpu.users[self.key] -= 1
+        if not Gpu.users[self.key]: Gpu.used -= self.size
 
 
 def wait(what):

@@ -8,7 +8,8 @@ backends = pytest.importorskip('torch.utils.backend_registration')
 if not hasattr(backends, '_setup_privateuseone_for_python_backend'):
     pytest.skip('this torch has no devices made of Python', allow_module_level=True)
 
-SHORT = {'train.steps': 6, 'train.log_every': 3, 'train.save_every': 3, 'train.keep': 3}
+SHORT = {'train.steps': 6, 'train.log_every': 3, 'train.save_every': 3, 'train.keep': 3,
+         'optim.warmup': 0, 'optim.lr': 1e-5, 'optim.schedule': 'constant'}
 RUNS = {
     'lfq': ('tokenizer', {'loss.perceptual': 'shapes'}),
     'lfq, slices': ('tokenizer', {'train.microbatch': 2, 'loss.entropy_block': 2,
@@ -118,7 +119,7 @@ def data_of(name):
 def test_a_run_there_is_the_run_here(name, cache, tmp_path):
     "Stopped and continued; losses and weights agree but for rounding, and no step waits."
     kind, changes = RUNS[name]
-    config = change(CONFIG[kind], SHORT | {'optim.warmup': 0, 'optim.lr': 1e-5, 'optim.schedule': 'constant'} | changes)
+    config = change(CONFIG[kind], SHORT | changes)
     train(kind, tmp_path/'here', config, cache, data=data_of(name))
     waits = on_gpu(tmp_path/'there', train_there, kind, tmp_path/'there'/'run', config, cache,
                    data_of(name), None)
@@ -127,9 +128,10 @@ def test_a_run_there_is_the_run_here(name, cache, tmp_path):
         assert a.keys() == b.keys()
         for k in a: assert a[k] == pytest.approx(b[k], rel=1e-3, abs=1e-4), k
     a, b = state(tmp_path/'here', 6), state(tmp_path/'there'/'run', 6)
-    assert a.keys() == b.keys() and any(k.startswith('discriminator.') for k in a) == (kind == 'tokenizer')
+    assert a.keys() == b.keys()
+    assert any(k.startswith('discriminator.') for k in a) == (kind == 'tokenizer')
     for k in a:
-        if '.model.' in k or k.startswith('ema.'): torch.testing.assert_close(a[k], b[k], atol=1e-4, rtol=1e-3)
+        if 'optimizer' not in k: torch.testing.assert_close(a[k], b[k], atol=1e-4, rtol=1e-3)
 
 
 COMMANDS = {
@@ -234,3 +236,38 @@ def test_every_preset_is_built_and_runs_without_memory():
             groups = torch.zeros(1, g.positions, g.groups, dtype=torch.long)
             logits = make_generator(g)(groups, groups.bool(), torch.zeros(1, dtype=torch.long))
             assert logits.shape == (1, g.positions, g.groups, g.codes) and logits.is_meta, name
+
+
+def peaks_there(kind, run, config, cache, data):
+    "[the most bytes that were held in each step]."
+    from pretend import Gpu
+    from maskbit.base import training
+    step, peaks = training.train_step, []
+    def watched(*args):
+        Gpu.peak = Gpu.used
+        out = step(*args)
+        peaks.append(Gpu.peak)
+        return out
+    training.train_step = watched
+    train(kind, run, config, cache, data=data)
+    return peaks
+
+
+@pytest.mark.parametrize('kind', CONFIG)
+def test_the_planners_memory(kind, cache, tmp_path):
+    "An estimate from above of the second step, in which the moments are there; an image's share is right."
+    from maskbit.base.presets import STAGE1, STAGE2
+    from maskbit.base.shapes import Shapes
+    from maskbit.use.plan import memory
+    tiny = {'tokenizer': change(STAGE1['tiny'], {'loss.gan_start': 0, 'loss.entropy_block': 4}),
+            'generator': STAGE2['tiny']}[kind]
+    peaks, said = {}, {}
+    for n in (4, 8):
+        config = change(tiny, {'train.batch': n, 'train.microbatch': n, 'train.steps': 2,
+                               'train.precision': 'float32'})
+        fixed, each, _ = memory(kind, config)
+        data = Shapes(length=8) if kind == 'tokenizer' else None
+        peaks[n] = on_gpu(tmp_path/str(n), peaks_there, kind, tmp_path/str(n)/'run', config, cache, data)[1]
+        said[n] = fixed + n * each
+        assert 0.7 < peaks[n] / said[n] < 1, (peaks, said)
+    assert (peaks[8] - peaks[4]) / (said[8] - said[4]) == pytest.approx(1, abs=0.1)
