@@ -2,7 +2,7 @@
 
 The first command on a real one dies of tensors on two devices, and is slow because a step waits for
 a value. Both can be seen here. What cannot: kernels, their rounding, their memory, their speed."""
-import collections, traceback
+import collections, math, traceback
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
@@ -49,7 +49,8 @@ class Pretended(torch.Tensor):
 
 class Gpu(TorchDispatchMode):
     "While it is entered, `torch.device('gpu')` is there; `waits` are those so far, with their place."
-    waits, users, used, peak = [], collections.Counter(), 0, 0      # bytes
+    waits, users = [], collections.Counter()
+    used, peak, room = 0, 0, math.inf       # bytes
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return compute(func, args, kwargs or {})
@@ -66,8 +67,9 @@ class Seat:
     "Counts the memory of a tensor until the last one that shares it is gone."
     def __init__(self, storage):
         self.key, self.size = storage.data_ptr(), storage.nbytes()
-        if not Gpu.users[self.key]: Gpu.used += self.size
         Gpu.users[self.key] += 1
+        if Gpu.users[self.key] == 1: Gpu.used += self.size
+        if Gpu.used > Gpu.room: raise torch.OutOfMemoryError
         Gpu.peak = max(Gpu.peak, Gpu.used)
 
     def __del__(self):

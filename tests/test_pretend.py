@@ -218,6 +218,73 @@ def test_no_step_of_sampling_waits(guidance, tmp_path):
     assert len(set(waits)) == 1 and waits[0] < 12, waits
 
 
+def draw_in_little_room(labels):
+    "The batches that `sample` tries in the room of six pictures, and their pictures."
+    from pretend import Gpu
+    from maskbit.stage1.tokenizer import Tokenizer
+    from maskbit.stage2 import sampling
+    from maskbit.stage2.generator import Generator
+    gen, tok = Generator.from_pretrained('shapes').to('gpu'), Tokenizer.from_pretrained('shapes').to('gpu')
+    draw, sizes, empty = sampling.sample_tokens, [], Gpu.used
+    def counted(gen, labels, *more):
+        sizes.append(len(labels))
+        return draw(gen, labels, *more)
+    sampling.sample_tokens = counted
+    Gpu.peak = empty
+    sampling.sample(gen, tok, labels[:4], steps=2)
+    Gpu.room = empty + (Gpu.peak - empty) * 6 // 4
+    sizes.clear()
+    images = sampling.sample(gen, tok, labels, batch=16, steps=2)
+    return sizes, images.tolist()
+
+
+def test_sampling_halves_its_batch_until_it_fits(tmp_path):
+    from maskbit.stage1.tokenizer import Tokenizer
+    from maskbit.stage2.generator import Generator
+    from maskbit.stage2.sampling import sample
+    labels = [i % 10 for i in range(12)]
+    sizes, images = on_gpu(tmp_path, draw_in_little_room, labels)
+    assert sizes == [12, 8, 4, 4, 4]
+    gen, tok = Generator.from_pretrained('shapes'), Tokenizer.from_pretrained('shapes')
+    torch.testing.assert_close(torch.tensor(images), sample(gen, tok, labels, steps=2), atol=1e-4, rtol=0)
+
+
+@pytest.fixture
+def channels_last(monkeypatch):
+    "Networks and pictures lie in memory as on a GPU."
+    from maskbit.base import training
+    to_device, resume, last = training.to_device, training.resume, torch.channels_last
+    def moved(*args):
+        return {k: v.contiguous(memory_format=last) if v.ndim == 4 else v
+                for k, v in to_device(*args).items()}
+    def resumed(stage, *more):
+        for p in stage.parts.values(): p.model.to(memory_format=last)
+        return resume(stage, *more)
+    def on():
+        monkeypatch.setattr(training, 'to_device', moved)
+        monkeypatch.setattr(training, 'resume', resumed)
+    return on
+
+
+def test_channels_last_is_only_a_layout(channels_last, tmp_path):
+    "A run and a stopped one, what is saved, and the name of a model."
+    from maskbit.base.pretrained import fingerprint
+    from maskbit.stage1.tokenizer import Tokenizer
+    config = change(CONFIG['tokenizer'], SHORT)
+    train('tokenizer', tmp_path/'plain', config, None)
+    channels_last()
+    model = train('tokenizer', tmp_path/'whole', config, None)
+    assert model.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    train('tokenizer', tmp_path/'halves', change(config, {'train.steps': 3}), None)
+    train('tokenizer', tmp_path/'halves', config, None)
+    a, b = state(tmp_path/'whole', 6), state(tmp_path/'halves', 6)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    for k, v in state(tmp_path/'plain', 6).items():
+        if 'optimizer' not in k: torch.testing.assert_close(a[k], v, atol=1e-4, rtol=1e-3)
+    loaded = Tokenizer.from_pretrained(tmp_path/'whole'/'model')
+    assert loaded.decoder.conv_in.weight.is_contiguous() and fingerprint(loaded) == fingerprint(model)
+
+
 def test_every_preset_is_built_and_runs_without_memory():
     "The shapes of all networks fit, from the images to the logits."
     from maskbit.base.presets import STAGE1, STAGE2
