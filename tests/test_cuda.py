@@ -88,7 +88,8 @@ FAR = {'tokenizer': ({'terms': 1e-3, 'gradients': 1e-2}, {'terms': 0.15, 'gradie
        'generator': ({'terms': 1e-5, 'gradients': 1e-3}, {'terms': 1e-3, 'gradients': 0.05})}
 
 
-@pytest.mark.parametrize('where, dtype', [pytest.param(*k, marks=m) for k, m in HOW.items()])
+@pytest.mark.parametrize('where, dtype', [pytest.param(*k, marks=m, id=f'{k[0]}-{str(k[1])[6:]}')
+                                          for k, m in HOW.items()])
 @pytest.mark.parametrize('kind', WHOLE)
 def test_a_first_step_agrees(kind, where, dtype, figures):
     "Losses and gradients against those in float32 on the CPU."
