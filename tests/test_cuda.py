@@ -1,4 +1,4 @@
-"""What only a GPU can show, on one that is lent for ten minutes: `pytest -m cuda tests`.
+"""What only a GPU can show, in the few minutes that one may be at hand: `pytest -m cuda tests`.
 
 It needs no network and ends with a table. Without a GPU these tests are skipped, and what can be shown
 without one is: the same comparisons of float32 and bfloat16 on the CPU here, devices and waiting in
