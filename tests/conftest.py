@@ -76,3 +76,21 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope='module')      # while it runs, no other code may use asyncio
 def browser():
     with chromium() as b: yield b
+
+
+@pytest.fixture
+def figures(request):
+    "Put figures of a test into the table at the end."
+    def note(**found): request.node.user_properties.extend(found.items())
+    return note
+
+
+def pytest_terminal_summary(terminalreporter):
+    "A table of what tests on a GPU measured, with the card's name."
+    reports = [r for kind in ('passed', 'failed') for r in terminalreporter.stats.get(kind, [])]
+    rows = [r for r in reports if r.when == 'call' and 'cuda' in r.keywords]
+    if not rows: return
+    terminalreporter.section(torch.cuda.get_device_name())
+    for r in rows:
+        shown = ', '.join(f'{k} {v:.4g}' for k, v in r.user_properties)
+        terminalreporter.line(f'{r.outcome:7} {r.duration:6.1f} s  {r.nodeid.split("::")[1]}  {shown}')

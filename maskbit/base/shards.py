@@ -242,7 +242,7 @@ class Shards(Images):
         shard, source = self.shards[k], self.sources[k]
         j = int(i) - int(self.ends[k]) + self.counts[k]
         for _ in range(5):  # a copy that went bad, or had to make room just now, is fetched again
-            path = Path(source) if _is_local(source) else fetch_shard(source, shard)
+            path = source if _is_local(source) else fetch_shard(source, shard)
             try: data = read_at(path, int(shard['offset'][j]), int(shard['size'][j]))
             except FileNotFoundError: continue
             if zlib.crc32(data) == shard['crc32'][j]: return read_rgb(io.BytesIO(data), self.enough)

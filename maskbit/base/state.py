@@ -17,14 +17,23 @@ from .storage import atomic_folder, damage, save_tensors, sweep
 from .trees import check
 
 # %% ../../nbs/base/43_state.ipynb #ema
+class _Average(AveragedModel):
+    "torch's own would send its count to the GPU at every step, and wait until it is back."
+    @torch.no_grad()
+    def update_parameters(self, model):
+        n = int(self.n_averaged)                    # on the CPU, while `bad` is on the device
+        old = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
+        averaged, current = list(self.module.parameters()), list(model.parameters())
+        new = torch.where(self.bad, 0.0, 1 - old)
+        torch._foreach_lerp_(averaged, current, [new] * len(averaged))
+        self.n_averaged += 1
+
+
 def moving_average(model, decay):
     """An exponential moving average of `model`, as torch's `AveragedModel`.
     It stands still while its `bad` is true; nothing in it waits for the device."""
-    def update(averaged, current, n):               # n stays on the CPU, `bad` on the device
-        d = min(decay, (1 + int(n)) / (10 + int(n)))
-        torch._foreach_lerp_(averaged, current, [torch.where(ema.bad, 0.0, 1 - d)] * len(averaged))
-    ema = AveragedModel(model, multi_avg_fn=update, use_buffers=False)
-    ema.bad = torch.tensor(False)
+    ema = _Average(model, use_buffers=False)
+    ema.decay, ema.bad = decay, torch.tensor(False)
     return ema.requires_grad_(False).eval()
 
 # %% ../../nbs/base/43_state.ipynb #state

@@ -33,6 +33,12 @@ def _perceptual(name):
     return None if name == 'none' else networks[name.partition('-')[0]]()
 
 
+def _seen(config): # `Stage1Config`
+    "A picture at the size that the perceptual network sees."
+    side = config.loss.perceptual_size or config.model.resolution
+    return torch.empty(1, 3, side, side, requires_grad=True)
+
+
 def _generator_input(c): # `GeneratorConfig`
     groups = torch.zeros(1, c.positions, c.groups, dtype=torch.long)
     return groups, groups.bool(), torch.zeros(1, dtype=torch.long)
@@ -40,10 +46,10 @@ def _generator_input(c): # `GeneratorConfig`
 # %% ../../nbs/use/60_plan.ipynb #image-flops
 def _tokenizer_flops(config):
     "{part: operations for one training image} of Stage I, averaged over the run."
-    g, side = build(config), config.model.resolution
+    g = build(config)
     with torch.device('meta'):
         net = _perceptual(config.loss.perceptual)
-        seen = _flops(net.eval(), torch.empty(1, 3, side, side)) if net else 0
+        seen = _flops(net.eval(), _seen(config)) if net else 0
     share = max(0, 1 - config.loss.gan_start / config.train.steps)  # of the steps have a discriminator
     encoder, decoder, judge = (g[f'{part} GFLOP'] * 1e9 for part in ('encoder', 'decoder', 'judge'))
     return {'tokenizer': 3 * (encoder + decoder), 'perceptual': 3 * seen,
@@ -104,7 +110,8 @@ def _tokenizer_memory(config, ddp):
     kept = _kept(tok.encoder, image) + _kept(tok.decoder, latent) + _kept(judge, image)
     if net is None: return fixed, kept, sizes
     sizes['perceptual, frozen'] = _size(net)
-    return fixed + 4 * _size(net), kept + _kept(net.eval().requires_grad_(False), image), sizes
+    seen = _kept(net.eval().requires_grad_(False), _seen(config))
+    return fixed + 4 * _size(net), kept + seen, sizes
 
 
 @functools.cache
