@@ -60,8 +60,8 @@ class Stage1LossConfig:
     norm: Literal['l1', 'l2'] = 'l2'   # of the difference between image and reconstruction
     reconstruction: float = 4.0        # weight of its mean
     # network of the perceptual loss
-    perceptual: Literal['lpips', 'resnet50', 'resnet50-both', 'shapes', 'shapes-features',
-                        'shapes-both', 'none'] = 'resnet50'
+    perceptual: Literal['lpips', 'resnet50', 'resnet50-both', 'lite0', 'lite0-features', 'shapes',
+                        'shapes-features', 'shapes-both', 'none'] = 'resnet50'
     # a local copy of its weights (VGG16 or ResNet50), instead of a download
     perceptual_file: str = ''
     perceptual_weight: float = 0.1     # weight of the perceptual loss
@@ -69,6 +69,8 @@ class Stage1LossConfig:
     perceptual_size: int = 224
     commitment: float = 0.25           # weight of the pull of the latent towards its code
     codebook: float = 1.0              # of vq: weight of the pull of the code towards the latent
+    # of vq: first steps, in which latents pass unquantized and codes are placed on them
+    unquantized: int = 0
     entropy: float = 0.02              # weight of the entropy term
     # pictures over which assignments are averaged for the mean entropy, at most the batch; they may
     # lie on several processes. 0 for all that all processes hold at a time
@@ -88,7 +90,7 @@ class Stage1LossConfig:
         check_choices(self)
         at_least(self, temperature=1e-6, entropy_boost_steps=1, gan_start=0, gan=0, lecam=0)
         at_least(self, entropy=0, commitment=0, codebook=0, reconstruction=0, entropy_block=0)
-        at_least(self, perceptual_weight=0, perceptual_size=0)
+        at_least(self, perceptual_weight=0, perceptual_size=0, unquantized=0)
 
 # %% ../../nbs/base/10_config.ipynb #discriminator-config
 @dataclass(frozen=True)
@@ -190,6 +192,8 @@ class Stage1Config:
         left, need = size // 2 ** stages, 3 if self.discriminator.kind == 'patchgan' else 1
         check(left >= need, f'discriminator.stages is {stages}, which leaves {left} of {size} '
               f'pixels and the discriminator needs {need}: choose fewer.')
+        check(not self.loss.unquantized or self.model.quantizer == 'vq', 'loss.unquantized is for '
+              f'a codebook: leave it 0 with {self.model.quantizer}.')
 
 # %% ../../nbs/base/10_config.ipynb #sample-config
 # how the share of hidden groups falls

@@ -73,15 +73,26 @@ class Scale:
     stages: int                     # of the discriminator
     batch: int                      # images per step
     steps: int                      # budget of every row up to step 5a
+    network: str = ''               # stands in for VGG16 and ResNet50, if not empty
+    weight: float = 1.0             # of its losses, as a multiple of the paper's
+    seen_at: int = 0                # side that it sees pictures at; 0 for their own
 
 
-SCALES = {'tiny': Scale(32, 4, (1, 2, 2), 2, 32, 400),
+SCALES = {'tiny': Scale(32, 4, (1, 2, 2), 2, 32, 400, 'shapes'),
+          'two-phase': Scale(32, 8, (1, 2, 2), 2, 16, 500, 'lite0', 0.1, 64),
           'small': Scale(128, 2, (1, 1, 2, 4), 3, 64, 20_000),
           'paper': None}
 
 # %% ../../nbs/stage1/05_steps.ipynb #smaller
 WEIGHTS = {'lpips': 'vgg16-397923af.pth', 'resnet50': 'resnet50-0676ba61.pth'} # torchvision's names
-_STAND_INS = {'lpips': 'shapes-features', 'resnet50': 'shapes'}
+
+
+def _stand_in(config, s): # a step, a scale
+    "The fields that put another network in the place of the step's own."
+    if not s.network: return {}
+    compares = '-features' if config.loss.perceptual == 'lpips' else ''
+    return {'loss.perceptual': s.network + compares, 'loss.perceptual_size': s.seen_at,
+            'loss.perceptual_weight': s.weight * config.loss.perceptual_weight}
 
 
 def _smaller(config, s): # a step, a scale
@@ -95,10 +106,9 @@ def _smaller(config, s): # a step, a scale
         'model.embedding': config.model.embedding // s.divide,
         'discriminator.base_channels': config.discriminator.base_channels // s.divide,
         'discriminator.stages': s.stages,
-        'loss.perceptual': _STAND_INS[config.loss.perceptual], 'loss.perceptual_size': 0,
         'loss.entropy_block': min(s.batch, config.loss.entropy_block * 256 // tokens),
         'optim.lr': 10 * config.optim.lr * share,
-        'train.batch': s.batch, 'train.microbatch': s.batch}
+        'train.batch': s.batch, 'train.microbatch': s.batch} | _stand_in(config, s)
 
 # %% ../../nbs/stage1/05_steps.ipynb #at-scale
 def at_scale(config: Stage1Config, # of a step, at the paper's size
@@ -112,7 +122,7 @@ def at_scale(config: Stage1Config, # of a step, at the paper's size
     budget = {'train.steps': short(config.train.steps), 'optim.warmup': short(config.optim.warmup),
               'loss.entropy_boost_steps': short(loss.entropy_boost_steps)}
     if s is None: return change(config, budget | {'loss.gan_start': short(loss.gan_start)})
-    budget['loss.gan_start'] = short(300_000) // 2
+    budget['loss.gan_start'] = short(300_000) // 4
     budget['train.save_every'] = max(50, budget['train.steps'] // 5)
     return change(config, budget | _smaller(config, s))
 
@@ -157,7 +167,7 @@ def short_run(name,       # of a step
     "Train a step a little, at the tiny scale; its error has to fall until the discriminator joins."
     c = change(at_scale(roadmap.STEPS[name](), 'tiny', steps), {
         'train.steps': steps, 'train.batch': 16, 'train.microbatch': 16, 'train.log_every': 1,
-        'train.save_every': steps})
+        'train.save_every': steps, 'loss.gan_start': steps // 2})
     with tempfile.TemporaryDirectory() as d:
         train_tokenizer(c, Shapes(c.model.resolution), d, quiet=True)
         errors, join = [r['reconstruction'] for r in read_log(d)], c.loss.gan_start

@@ -135,6 +135,7 @@ def watch(self: TokenizerStage, step):
 def tokenizer_loss(self: TokenizerStage, batch, step):
     "Weighted sum of the Stage I losses, and its terms."
     cfg, images, tokenizer = self.config.loss, batch['images'], self.parts['tokenizer'].model
+    if cfg.unquantized: unwrap(tokenizer).quantize.filling = step < cfg.unquantized
     out = tokenizer(images, cfg.temperature if cfg.entropy else None, self.block)
     self.count(out.indices)
     batch['reconstruction'] = out.images.detach()
