@@ -82,13 +82,16 @@ class Stage1LossConfig:
     # multiply `gan` by the ratio of gradients at the decoder's last layer, as Taming-VQGAN does
     gan_adaptive: bool = False
     gan_loss: Literal['hinge', 'vanilla', 'non-saturating'] = 'hinge' # how logits become a loss
-    gan_start: int = 20_000            # first step at which the discriminator is trained and used
+    gan_start: int = 20_000            # first step at which the discriminator is used
+    gan_ahead: int = 0                 # steps before it in which the discriminator is trained alone
     lecam: float = 0.001               # weight of LeCam regularization of the discriminator
     lecam_decay: float = 0.999         # decay of its running means
 
     def __post_init__(self):
         check_choices(self)
         at_least(self, temperature=1e-6, entropy_boost_steps=1, gan_start=0, gan=0, lecam=0)
+        check(0 <= self.gan_ahead <= self.gan_start, f'gan_ahead is {self.gan_ahead}: choose 0 to '
+              f'gan_start, which is {self.gan_start}.')
         at_least(self, entropy=0, commitment=0, codebook=0, reconstruction=0, entropy_block=0)
         at_least(self, perceptual_weight=0, perceptual_size=0, unquantized=0)
 

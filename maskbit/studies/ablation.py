@@ -30,7 +30,7 @@ def pixels(config: Stage1Config, # of a step, at its scale
            steps):               # of this phase
     "The first phase: the step's own tokenizer, trained on pixels, with a codebook that lives."
     vq = config.model.quantizer == 'vq'
-    optim = at_scale(roadmap.symmetric(), 'two-phase', steps).optim
+    optim = replace(at_scale(roadmap.symmetric(), 'two-phase', steps).optim, lr=1e-3)
     return change(config, {
         'loss.norm': 'l2', 'loss.reconstruction': 40.0, 'loss.perceptual': 'none',
         'loss.commitment': 0.25, 'loss.codebook': 1.0, 'loss.entropy': 0.0 if vq else 0.02,
@@ -50,7 +50,8 @@ def two_phases(steps=None): # of a recipe, up to step 5a; the scale's if not giv
     at = {name: at_scale(step(), 'two-phase', steps) for name, step in roadmap.STEPS.items()}
     rows = {start: pixels(at[name], 4 * steps) for name, start in STARTS.items()}
     for k, (name, c) in enumerate(at.items()):
-        rows[f'{k}-{name}'] = change(c, {'start_from': STARTS.get(name, 'start-wide')})
+        rows[f'{k}-{name}'] = change(c, {'start_from': STARTS.get(name, 'start-wide'),
+                                         'loss.gan_ahead': c.loss.gan_start})
     longer = {k: rows.pop(k) for k in ('7-vqgan_plus', '8-embedding_free')}
     more = {'loss.unquantized': 0, 'start_from': 'start-wide'}
     rows['control-pixels'] = change(pixels(at['capacity'], steps), more)
@@ -113,7 +114,8 @@ def _seconds_a_step(config, data):
     "Measured on eight steps of a run that is thrown away; None in all but the first process."
     joins = config.loss.gan_start < config.train.steps
     c = change(config, {'train.steps': 8, 'train.log_every': 1, 'train.save_every': 8,
-                        'loss.gan_start': 0 if joins else 8, 'start_from': ''})
+                        'loss.gan_start': 0 if joins else 8, 'loss.gan_ahead': 0,
+                        'start_from': ''})
     with tempfile.TemporaryDirectory() as d:
         train_tokenizer(c, data, d, quiet=True)
         seconds = [r['seconds'] for r in read_log(d)]
