@@ -164,11 +164,10 @@ def differences(rows,   # of `read_roadmap`
 
 # %% ../../nbs/studies/12_verdicts.ipynb #verdicts-of
 def verdict(found,       # `Paired` of a claim
-            p,           # corrected
-            unit=1000):  # that effects are given in
+            p):          # corrected
     "In words."
     if p < 0.05: return 'confirmed here' if found.mean < 0 else 'contrary here'
-    return f'not seen here (an effect of {unit * found.visible:.3g} would have been)'
+    return f'not seen here (an effect of {found.visible:.2g} would have been)'
 
 
 def verdicts(rows, # of `read_roadmap`
@@ -182,19 +181,19 @@ def verdicts(rows, # of `read_roadmap`
 
 # %% ../../nbs/studies/12_verdicts.ipynb #verdict-table
 def _signed(f): # `Paired`
-    return f'{1000 * f.mean:+.1f} [{1000 * (f.mean - f.half):+.1f}, {1000 * (f.mean + f.half):+.1f}]'
+    return f'{f.mean:+.3f} [{f.mean - f.half:+.3f}, {f.mean + f.half:+.3f}]'
 
 
 def verdict_table(rows, # of `read_roadmap`
                   metric='kid_lite1'):
-    "Each claim: published change, measured change times 1,000 with 95 % interval, and the verdict."
+    "Each claim: published change, measured change with 95 % interval, and the verdict."
     def published(c):
         a, b = PUBLISHED[c.before], PUBLISHED[c.after]
         return f'{b - a:+.2f}' if a and b else 'figure only'
     cells = [(c.step, c.says, published(c), _signed(f) if f else 'not run', f'{p:.2g}' if f else '',
               f.seeds if f else '', said) for c, (f, p, said) in verdicts(rows, metric).items()]
-    return markdown_table(['step', 'change', 'published: rFID', f'measured: {metric} x 1,000',
-                           "p (Holm)", 'seeds', 'verdict'], cells)
+    return markdown_table(['step', 'change', 'published: rFID', f'measured: {metric}',
+                           'p (Holm)', 'seeds', 'verdict'], cells)
 
 
 def beside_table(rows): # of `read_roadmap`
@@ -215,20 +214,20 @@ def control_table(rows, # of `read_roadmap`
     "Each recipe from step 2 to 5a against pixels alone, and step 1's against step 0's; no verdicts."
     pairs = [('control-recipe_0', 'symmetric')] + [('control-pixels', c.after) for c in CLAIMS[1:6]]
     found = [(a, b, differences(rows, a, b, metric)) for a, b in pairs]
-    return markdown_table(['control', 'recipe', f'measured: {metric} x 1,000', 'seeds'], [
+    return markdown_table(['control', 'recipe', f'measured: {metric}', 'seeds'], [
         (a, b, _signed(paired(v)) if len(v) > 1 else 'not run', len(v)) for a, b, v in found])
 
 # %% ../../nbs/studies/12_verdicts.ipynb #draw
 def draw_roadmap(rows, # of `read_roadmap`
                  metric='kid_lite1'):
     "Published bars; means of the rows with 95 % intervals; steps with their intervals, by verdict."
-    import matplotlib.pyplot as plt
+    from matplotlib import pyplot as plt
     names, fig = list(PUBLISHED), plt.figure(figsize=(10, 3.6), dpi=90)
     left, middle, right = fig.subplots(1, 3, sharey=True)
     left.barh(range(9), [PUBLISHED[n] or 0 for n in names], color='lightgray')
     for i, n in enumerate(names):
         left.text(0.1, i, PUBLISHED[n] or 'figure only', va='center', fontsize=8)
-        values = [1000 * r['metrics'][metric] for r in _row_of(rows, n).values()]
+        values = [r['metrics'][metric] for r in _row_of(rows, n).values()]
         middle.plot(values, [i] * len(values), '.', color='tab:blue', alpha=0.4)
         if len(values) > 1: middle.errorbar(statistics.fmean(values), i, xerr=paired(values).half,
                                             fmt='|', color='tab:blue', capsize=3)
@@ -236,11 +235,11 @@ def draw_roadmap(rows, # of `read_roadmap`
                                    transform=middle.get_yaxis_transform())
     colours = {'confirmed': 'tab:green', 'contrary': 'tab:red', 'not': 'tab:gray'}
     for i, (found, _, said) in enumerate(verdicts(rows, metric).values(), 1):
-        if found: right.errorbar(1000 * found.mean, i - 0.5, xerr=1000 * found.half, fmt='o',
-                                 ms=4, capsize=3, color=colours[said.split()[0]])
+        if found: right.errorbar(found.mean, i - 0.5, xerr=found.half, fmt='o', ms=4, capsize=3,
+                                 color=colours[said.split()[0]])
     right.axvline(0, color='gray', lw=0.8)
     left.set_yticks(range(9), names); left.invert_yaxis()
     for ax, title in ((left, 'published: rFID, ImageNet 256 px'),
-                      (middle, f'measured: {metric} x 1,000, rows'),
+                      (middle, f'measured: {metric}, rows'),
                       (right, 'steps: change, 95 % interval')): ax.set_title(title, fontsize=9)
     fig.tight_layout(); plt.show()
