@@ -192,10 +192,10 @@ def run_roadmap(scale='two-phase',  # two-phase, small or paper
 def _pilot_rows():
     "{name: configuration} of the pilot."
     wide, rows = at_scale(roadmap.capacity(), 'two-phase'), {}
-    for steps in (500, 1000, 2000):
+    for steps in (500, 2000):
         c = change(pixels(wide, steps), _EVERYWHERE)
         rows[f'codes-{steps}'] = c
-        if steps != 1000: rows[f'free-{steps}'] = change(c, {'loss.unquantized': steps})
+        rows[f'free-{steps}'] = change(c, {'loss.unquantized': steps})
     return rows | {'dead-500': change(rows['codes-500'], {'loss.unquantized': 0})}
 
 # %% ../../nbs/studies/10_ablation.ipynb #pilot-measures
@@ -226,5 +226,6 @@ def run_pilot(out='runs',       # folder of the training runs
         def measure():
             train, held_out = _opened(c, 'shapes', '', True)
             tok = train_tokenizer(c, train, Path(out)/'pilot'/name, quiet=True)
-            return _pilot_measures(tok, held_out, name.startswith('free'))
+            seconds = {'train_seconds': read_log(Path(out)/'pilot'/name)[-1]['seconds']}
+            return _pilot_measures(tok, held_out, name.startswith('free')) | seconds
         record(f'pilot/{name}', 0, c, measure, results)
