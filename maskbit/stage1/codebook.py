@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 import torch
 import torch.distributed as dist
+from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from ..base.inputs import check_tokens
@@ -87,11 +88,13 @@ class VQ(nn.Module):
         super().__init__()
         self.bits, self.codebook = bits, nn.Embedding(2 ** bits, embedding)
         nn.init.uniform_(self.codebook.weight, -1 / 2 ** bits, 1 / 2 ** bits)
+        self.filling = False   # pass latents unquantized, and place codes on them
 
     def forward(self, z,      # (B, D, h, w)
                 tau=None,     # temperature of the entropies; None for none
                 block=0):     # pictures of a block of the mean entropy, as for `block_means`
         "Quantize, with the losses that training needs."
+        if self.filling: return self.fill(z, tau)
         with torch.autocast(z.device.type, enabled=False):
             tokens = z.float().movedim(1, -1).flatten(0, -2)
             d = distances(tokens, self.codebook.weight)
@@ -110,3 +113,25 @@ class VQ(nn.Module):
     def latent(self, indices): # (B, h, w) -> (B, D, h, w)
         check_tokens(indices, self.bits, wait=False)
         return self.codebook(indices).movedim(3, 1)
+
+# %% ../../nbs/stage1/10_codebook.ipynb #fill
+@patch
+@torch.no_grad()
+def place(self: VQ, tokens): # (T, D) latents
+    "Put random latents in the place of a random quarter of the codes, the same in all processes."
+    codes = self.codebook.weight
+    n = min(len(tokens), -(-len(codes) // 4))
+    where, which = (torch.randperm(len(x), device=x.device)[:n] for x in (codes, tokens))
+    codes[where] = tokens[which]
+    if processes()[1] > 1: dist.broadcast(codes, 0)
+
+
+@patch
+def fill(self: VQ, z, # (B, D, h, w)
+         tau=None):   # as for `forward`
+    "Place codes on the latents, and quantize nothing; the losses are 0."
+    z = z.float()
+    self.place(z.detach().movedim(1, -1).flatten(0, -2))
+    losses = ['commitment', 'codebook'] + ['token_entropy', 'mean_entropy'] * bool(tau)
+    zero = 0 * self.codebook.weight.sum()         # with a gradient, which DDP waits for
+    return Quantized(z, self.indices(z), dict.fromkeys(losses, zero))

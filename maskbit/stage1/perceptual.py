@@ -9,7 +9,7 @@ __all__ = ['feature_distance', 'PerceptualLoss']
 import torch
 from torch import nn
 from torch.nn import functional as F
-from ..base.networks import ResNet50, ShapesNet, lpips_vgg
+from ..base.networks import EfficientNetLite, ResNet50, ShapesNet, lpips_vgg
 
 # %% ../../nbs/stage1/35_perceptual.ipynb #perceptual
 def feature_distance(a, b): # lists of (B, C, h, w), one for each stage
@@ -21,13 +21,15 @@ def feature_distance(a, b): # lists of (B, C, h, w), one for each stage
 class PerceptualLoss(nn.Module):
     "Distance of two batches of images in [0, 1] as a frozen network sees them; a scalar."
     def __init__(self,
-                 name,      # of `Stage1LossConfig.perceptual`
+                 name,      # of `Stage1LossConfig.perceptual`, or of lite1 in place of lite0
                  file='',   # of the weights of VGG16 or ResNet50, if not downloaded
                  size=0):   # side that it sees both batches at, in pixels; 0 for their own
         super().__init__()
         self.size = size
         network, _, self.compare = name.partition('-')
         networks = {'lpips': lambda: lpips_vgg(file), 'resnet50': lambda: ResNet50(file),
+                    'lite0': lambda: EfficientNetLite('efficientnet-lite0'),
+                    'lite1': lambda: EfficientNetLite('efficientnet-lite1'),
                     'shapes': ShapesNet, 'none': lambda: None}
         self.net, self.lpips = networks[network](), network == 'lpips'
         if self.net: self.net.requires_grad_(False).eval()

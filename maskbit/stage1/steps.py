@@ -7,7 +7,7 @@ __all__ = ['PUBLISHED', 'SCALES', 'WEIGHTS', 'diff_table', 'build', 'cost_table'
            'result_table', 'strip', 'short_run']
 
 # %% ../../nbs/stage1/05_steps.ipynb #imports
-import statistics, tempfile
+import re, statistics, tempfile
 from dataclasses import dataclass
 import torch
 from ..base.config import Stage1Config
@@ -106,15 +106,27 @@ class Scale:
     stages: int                     # of the discriminator
     batch: int                      # images per step
     steps: int                      # budget of every row up to step 5a
+    rate: float = 10.0              # learning rate, as a multiple of the paper's
+    network: str = ''               # stands in for VGG16 and ResNet50, if not empty
+    weight: float = 1.0             # of its losses, as a multiple of the paper's
+    seen_at: int = 0                # side that it sees pictures at; 0 for their own
 
 
-SCALES = {'tiny': Scale(32, 4, (1, 2, 2), 2, 32, 400),
+SCALES = {'tiny': Scale(32, 4, (1, 2, 2), 2, 32, 400, network='shapes'),
+          'two-phase': Scale(32, 8, (1, 2, 2), 2, 16, 500, 1.0, 'lite0', 0.1, 64),
           'small': Scale(128, 2, (1, 1, 2, 4), 3, 64, 20_000),
           'paper': None}
 
 # %% ../../nbs/stage1/05_steps.ipynb #smaller
 WEIGHTS = {'lpips': 'vgg16-397923af.pth', 'resnet50': 'resnet50-0676ba61.pth'} # torchvision's names
-_STAND_INS = {'lpips': 'shapes-features', 'resnet50': 'shapes'}
+
+
+def _stand_in(config, s): # a step, a scale
+    "The fields that put another network in the place of the step's own."
+    if not s.network: return {}
+    compares = '-features' if config.loss.perceptual == 'lpips' else ''
+    return {'loss.perceptual': s.network + compares, 'loss.perceptual_size': s.seen_at,
+            'loss.perceptual_weight': s.weight * config.loss.perceptual_weight}
 
 
 def _smaller(config, s): # a step, a scale
@@ -128,10 +140,9 @@ def _smaller(config, s): # a step, a scale
         'model.embedding': config.model.embedding // s.divide,
         'discriminator.base_channels': config.discriminator.base_channels // s.divide,
         'discriminator.stages': s.stages,
-        'loss.perceptual': _STAND_INS[config.loss.perceptual], 'loss.perceptual_size': 0,
         'loss.entropy_block': min(s.batch, config.loss.entropy_block * 256 // tokens),
-        'optim.lr': 10 * config.optim.lr * share,
-        'train.batch': s.batch, 'train.microbatch': s.batch}
+        'optim.lr': s.rate * config.optim.lr * share,
+        'train.batch': s.batch, 'train.microbatch': s.batch} | _stand_in(config, s)
 
 # %% ../../nbs/stage1/05_steps.ipynb #at-scale
 def at_scale(config: Stage1Config, # of a step, at the paper's size
@@ -145,42 +156,50 @@ def at_scale(config: Stage1Config, # of a step, at the paper's size
     budget = {'train.steps': short(config.train.steps), 'optim.warmup': short(config.optim.warmup),
               'loss.entropy_boost_steps': short(loss.entropy_boost_steps)}
     if s is None: return change(config, budget | {'loss.gan_start': short(loss.gan_start)})
-    budget['loss.gan_start'] = short(300_000) // 2
+    budget['loss.gan_start'] = short(300_000) // 4
     budget['train.save_every'] = max(50, budget['train.steps'] // 5)
     return change(config, budget | _smaller(config, s))
 
 # %% ../../nbs/stage1/05_steps.ipynb #result-table
-def rows_of(name, scale='tiny'):
+def rows_of(name,                      # of a step, or a whole name such as start-wide
+            group='roadmap-two-phase', # of the rows
+            results=RESULTS):          # folder of the results
     "The measured rows of a step, one for each seed."
-    groups = read_results(f'roadmap-{scale}').items()
-    return next((rows for key, rows in groups if key.endswith(f'-{name}')), [])
+    found = read_results(group, results).items()
+    def is_it(key): return re.fullmatch(rf'(\d-)?{name}', key.split('/')[1])
+    return next((rows for key, rows in found if is_it(key)), [])
 
 
 def result_table(*names): # of steps
     "Published beside measured, the mean over seeds and half of their range."
-    digits = {'frechet_shapes': '.3f', 'psnr': '.1f', 'ssim': '.2f', 'codes_used': ',.0f'}
+    digits = {'kid_lite1': '.3f', 'frechet_lite1': '.0f', 'psnr': '.1f', 'ssim': '.2f',
+              'features_lite1': '.2f', 'codes_used': ',.0f'}
     def measured(rows):
         if not rows: return ['not run'] * len(digits)
         spreads = [(*spread(rows, k), d) for k, d in digits.items()]
         return [f'{mean:{d}} ± {half:{d}}' for mean, half, d in spreads]
-    header = ['step', 'published: rFID, ImageNet', 'measured: Fréchet, Shapes 32 px', 'PSNR, dB',
-              'SSIM', 'codes used', 'seeds']
+    header = ['step', 'published: rFID, ImageNet', 'measured: KID, Lite1', 'Fréchet, Lite1', 'PSNR, dB',
+              'SSIM', 'features, Lite1', 'codes used', 'seeds']
     found = {n: rows_of(n) for n in names}
-    return markdown_table(header, [(n, PUBLISHED[n] or 'figure only', *measured(rows), len(rows))
+    published = {n: PUBLISHED.get(n, 'not in the paper') or 'figure only' for n in names}
+    return markdown_table(header, [(n, published[n], *measured(rows), len(rows))
                                    for n, rows in found.items()])
 
 # %% ../../nbs/stage1/05_steps.ipynb #strip
-def strip(*names): # of steps
-    "Ten validation pictures and what the measured run of each step (seed 0) makes of them."
+def strip(*names,                    # of steps
+          group='roadmap-two-phase', # of the rows
+          shown=8):                  # pictures, at most 10
+    "Validation pictures of `Shapes`, and what the measured run of each step (seed 0) makes of them."
     import matplotlib.pyplot as plt
-    real = Shapes(split='validation').batch(torch.arange(10))[0]
-    rows = {'input': torch.cat([*real], 2).permute(1, 2, 0)}
-    for n in names:
-        found = list((RESULTS/'roadmap-tiny').glob(f'*-{n}-seed0.png'))
-        if found: rows[n] = plt.imread(found[0])
-    fig, axes = plt.subplots(len(rows), 1, figsize=(8, 0.85 * len(rows)), dpi=70, squeeze=False)
+    paths = {n: next((RESULTS/group).glob(f'[0-9]-{n}-seed0.png'), None) for n in names}
+    drawn = {n: plt.imread(p) for n, p in paths.items() if p}
+    if not drawn: return print('Not run: maskbit roadmap --seeds 0 --results nbs/results')
+    side = next(iter(drawn.values())).shape[0]
+    real = Shapes(side, 'validation', difficulty=1.0).batch(torch.arange(10))[0]
+    rows = {'input': torch.cat([*real], 2).permute(1, 2, 0)} | drawn
+    fig, axes = plt.subplots(len(rows), 1, figsize=(8, 1.02 * len(rows)), dpi=90, squeeze=False)
     for ax, (n, im) in zip(axes[:, 0], rows.items()):
-        ax.imshow(im); ax.set(xticks=[], yticks=[])
+        ax.imshow(im[:, :shown * side]); ax.set(xticks=[], yticks=[])
         ax.set_ylabel(n, rotation=0, ha='right', va='center', fontsize=9)
     plt.show()
 
@@ -190,7 +209,7 @@ def short_run(name,       # of a step
     "Train a step a little, at the tiny scale; its error has to fall until the discriminator joins."
     c = change(at_scale(roadmap.STEPS[name](), 'tiny', steps), {
         'train.steps': steps, 'train.batch': 16, 'train.microbatch': 16, 'train.log_every': 1,
-        'train.save_every': steps})
+        'train.save_every': steps, 'loss.gan_start': steps // 2})
     with tempfile.TemporaryDirectory() as d:
         train_tokenizer(c, Shapes(c.model.resolution), d, quiet=True)
         errors, join = [r['reconstruction'] for r in read_log(d)], c.loss.gan_start

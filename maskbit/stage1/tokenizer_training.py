@@ -59,7 +59,8 @@ class TokenizerStage(Stage):
 
     def __init__(self, config: Stage1Config, device):
         super().__init__(config)
-        loss, steps, join = config.loss, config.train.steps, config.loss.gan_start
+        loss, steps = config.loss, config.train.steps
+        self.join = join = loss.gan_start - loss.gan_ahead
         see = PerceptualLoss(loss.perceptual, loss.perceptual_file, loss.perceptual_size)
         self.perceptual = see.to(device)
         self.block = entropy_block(config, processes()[1]) if loss.entropy else 0
@@ -72,7 +73,7 @@ class TokenizerStage(Stage):
         self.counts = torch.zeros(2 ** config.model.bits, dtype=torch.long, device=device)
         self.warned = False
 
-    def active(self, name, step): return name == 'tokenizer' or step >= self.config.loss.gan_start
+    def active(self, name, step): return name == 'tokenizer' or step >= self.join
 
     def loss(self, name, batch, step):
         if name == 'tokenizer': return self.tokenizer_loss(batch, step)
@@ -135,6 +136,7 @@ def watch(self: TokenizerStage, step):
 def tokenizer_loss(self: TokenizerStage, batch, step):
     "Weighted sum of the Stage I losses, and its terms."
     cfg, images, tokenizer = self.config.loss, batch['images'], self.parts['tokenizer'].model
+    if cfg.unquantized: unwrap(tokenizer).quantize.filling = step < cfg.unquantized
     out = tokenizer(images, cfg.temperature if cfg.entropy else None, self.block)
     self.count(out.indices)
     batch['reconstruction'] = out.images.detach()
@@ -146,7 +148,7 @@ def tokenizer_loss(self: TokenizerStage, batch, step):
     if 'codebook' in terms: total = total + cfg.codebook * terms['codebook']
     if cfg.entropy:
         total = total + entropy_weight(cfg, step) * (terms['token_entropy'] - terms['mean_entropy'])
-    if self.active('discriminator', step):
+    if step >= cfg.gan_start:
         judge = unwrap(self.parts['discriminator'].model)     # nothing of it is to be averaged here
         judge.requires_grad_(False)
         terms['generator'] = GAN_LOSSES[cfg.gan_loss][1](judge(fakes).float())

@@ -148,10 +148,11 @@ class Publish:
 class Roadmap:
     """Train and measure every step of the paper's roadmap under one budget; what is measured
     already is not run again."""
-    scale: Literal['tiny', 'small', 'paper'] = 'tiny' # size of pictures, networks and budget
+    # size of pictures, networks and budget; two-phase is for a processor core
+    scale: Literal['two-phase', 'small', 'paper'] = 'two-phase'
     # budget of every row up to step 5a; the scale's own if not given
     steps_per_run: int | None = None
-    seeds: tuple[int, ...] = (0, 1)      # one run of all rows for each
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4) # one run of all rows for each
     only: tuple[str, ...] = ()           # names of steps; none means all
     images: str = 'shapes'               # training images: shapes or a folder
     validation: str = ''                 # folder of validation images, if images is a folder
