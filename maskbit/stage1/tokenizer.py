@@ -82,7 +82,9 @@ def in_tiles(f,           # of a window; keeps the number of tokens
 @patch
 @torch.no_grad()
 def _encode(self: Tokenizer, images):
-    return self.quantize.indices(self.encoder(images.to(self.decoder.conv_in.weight)))
+    weight = self.decoder.conv_in.weight
+    images = images.to(weight.device, weight.dtype, memory_format=torch.channels_last)
+    return self.quantize.indices(self.encoder(images))
 
 
 @patch

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from ..base.config import GeneratorConfig
+from ..base.dropout import Dropout, dropout
 from ..base.onednn import by_onednn
 from ..base.pretrained import Pretrained
 from .masking import group_bits
@@ -21,7 +22,7 @@ def attention(q, k, v,   # (B, heads, n, d)
     if q.device.type != 'cpu' or (q.dtype == torch.float32 and p == 0):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=p)
     weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
-    return F.dropout(weights, p) @ v
+    return dropout(weights, p) @ v
 
 
 class Layer(nn.Module):
@@ -32,7 +33,7 @@ class Layer(nn.Module):
         self.qkv, self.proj = nn.Linear(c.width, 3 * c.width), nn.Linear(c.width, c.width)
         self.norm1, self.norm2 = nn.LayerNorm(c.width, eps=1e-12), nn.LayerNorm(c.width, eps=1e-12)
         self.mlp = nn.Sequential(nn.Linear(c.width, c.mlp), nn.GELU(), nn.Linear(c.mlp, c.width))
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
 
     def attend(self, x):
         heads = by_onednn(self.qkv, x).unflatten(-1, (3, self.heads, -1))
@@ -59,7 +60,7 @@ class MaskedTransformer(nn.Module, Pretrained):
         self.config, w = config, config.width
         self.class_emb = nn.Embedding(config.classes + 1, w)
         self.pos_emb = nn.Parameter(torch.zeros(1, config.positions + 1, w))
-        self.norm, self.drop = nn.LayerNorm(w, eps=1e-12), nn.Dropout(config.dropout)
+        self.norm, self.drop = nn.LayerNorm(w, eps=1e-12), Dropout(config.dropout)
         self.layers = nn.Sequential(*[Layer(config) for _ in range(config.depth)])
         self.norm_out = nn.LayerNorm(w, eps=1e-12) if config.norm == 'pre' else nn.Identity()
         self.head = nn.Sequential(nn.Linear(w, w), nn.GELU(), nn.LayerNorm(w, eps=1e-12))
