@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from ..base.bits import bits_to_indices, indices_to_bits
+from ..base.bits import indices_to_bits
 from ..base.counters import uniform
 from ..stage2.masking import group_bits, join_groups, split_groups
 from ..stage2.sampling import GUIDANCE, still_hidden
@@ -23,7 +23,8 @@ def plain_entropies(z,   # (B, n, K) latents
     "(entropy of a token, entropy of the mean assignment), in nats, over all 2^K codes at once."
     K = z.shape[-1]
     codes = indices_to_bits(torch.arange(2 ** K, device=z.device), K).to(z.dtype)
-    p = (2 * z.flatten(0, 1) @ codes.T / tau).softmax(-1)
+    with torch.autocast(z.device.type, enabled=False):
+        p = (2 * z.flatten(0, 1) @ codes.T / tau).softmax(-1)
     def entropy(p): return -(p * p.clamp(min=1e-37).log()).sum(-1)
     return entropy(p).mean(), entropy(p.mean(0))
 
@@ -79,7 +80,8 @@ class PlainLayer(nn.Module):
     def __init__(self, layer):
         super().__init__()
         w = layer.proj.in_features
-        self.mha = nn.MultiheadAttention(w, layer.heads, layer.p, batch_first=True)
+        mha = nn.MultiheadAttention(w, layer.heads, layer.p, batch_first=True)
+        self.mha = mha.to(layer.qkv.weight)
         self.mha.load_state_dict({
             'in_proj_weight': layer.qkv.weight, 'in_proj_bias': layer.qkv.bias,
             'out_proj.weight': layer.proj.weight, 'out_proj.bias': layer.proj.bias})
@@ -99,7 +101,7 @@ class PlainGenerator(nn.Module):
         self.config, g = generator.config, copy.deepcopy(generator)
         self.layers = nn.Sequential(*map(PlainLayer, g.layers))
         self.input_proj, self.class_emb, self.pos_emb = g.input_proj, g.class_emb, g.pos_emb
-        self.norm, self.drop, self.head = g.norm, g.drop, g.head
+        self.norm, self.drop, self.head = g.norm, nn.Dropout(self.config.dropout), g.head
 
     def forward(self, groups, mask, labels):
         bits = group_bits(groups, mask, self.config.bits).to(self.pos_emb.dtype)
@@ -187,13 +189,9 @@ def plain_neighbours(queries, packed, k): # as for `hamming_neighbours`
     return np.take_along_axis(bits, rows, 1), rows
 
 
-def plain_shards(paths, # of .tar files
-                 size): # side of the pictures
-    "Pictures (3, size, size) in [0, 1], as they lie in the shards."
+def plain_shards(paths,      # of .tar files
+                 transform): # of a `PIL.Image`
+    "The transformed pictures, as they lie in the shards."
     import webdataset
-    from torchvision.transforms import v2
-    cut = v2.Compose([v2.PILToTensor(), v2.Resize(size, antialias=True), v2.CenterCrop(size)])
-    data = webdataset.WebDataset(list(map(str, paths)), shardshuffle=False).decode('pil')
-    for sample in data:
-        image = next(v for k, v in sample.items() if k in ('jpg', 'png', 'jpeg'))
-        yield cut(image.convert('RGB')).float() / 255
+    for sample in webdataset.WebDataset(list(map(str, paths)), shardshuffle=False).decode('pil'):
+        yield transform(next(v for k, v in sample.items() if k in ('jpg', 'png', 'jpeg')))
