@@ -6,7 +6,7 @@
 __all__ = ['ALL', 'seconds', 'reach', 'peak_memory', 'measure', 'measure_processes', 'line_of', 'run_bench']
 
 # %% ../../nbs/use/69_bench.ipynb #imports
-import contextlib, ctypes, os, socket, statistics, sys, tempfile, time
+import contextlib, ctypes, os, socket, statistics, tempfile, time
 from functools import partial
 from pathlib import Path
 import torch
@@ -53,13 +53,12 @@ def peak_memory(f, device):
         before = torch.cuda.memory_allocated()
         f()
         return torch.cuda.max_memory_allocated() - before
-    if not sys.platform.startswith('linux'): return f() and None
-    with contextlib.suppress(AttributeError, OSError): ctypes.CDLL(None).malloc_trim(0)
-    try: Path('/proc/self/clear_refs').write_text('5')
-    except OSError: return f() and None
-    before = _resident('VmRSS')
+    with contextlib.suppress(AttributeError): ctypes.CDLL(None).malloc_trim(0)
+    clear = Path('/proc/self/clear_refs')
+    if known := os.access(clear, os.W_OK): clear.write_text('5')
+    before = known and _resident('VmRSS')
     f()
-    return max(0, _resident('VmHWM') - before)
+    return max(0, _resident('VmHWM') - before) if known else None
 
 # %% ../../nbs/use/69_bench.ipynb #measure
 def measure(case,      # a `Case`
