@@ -73,10 +73,14 @@ class MaskedTransformer(nn.Module, Pretrained):
             if isinstance(m, Layer): nn.init.xavier_uniform_(m.qkv.weight)
         nn.init.trunc_normal_(self.pos_emb, std=0.02)
 
-    def forward(self, groups, mask, labels): # labels equal to `config.classes` mean none
-        x = torch.cat([self.embed(groups, mask), self.class_emb(labels)[:, None]], 1)
+    # labels (B,), or (R B,) for R predictions of each picture; `config.classes` means none
+    def forward(self, groups, mask, labels):
+        x = self.embed(groups, mask).repeat(len(labels) // len(groups), 1, 1)
+        x = torch.cat([x, self.class_emb(labels)[:, None]], 1)
         x = self.norm_out(self.layers(self.drop(self.norm(x + self.pos_emb))))
         return self.predict(x[:, :-1])
+
+    def read_out(self, x): return self.head[2](by_onednn(self.head[:2], x))
 
     @classmethod
     def build(cls, config): # so that `from_pretrained` gives the kind that was saved
@@ -96,7 +100,8 @@ class Generator(MaskedTransformer):
         return self.input_proj(bits.to(self.input_proj.weight.dtype))
 
     def predict(self, x): # -> (B, n, N, codes)
-        return self.head(x).unflatten(-1, (self.config.groups, self.config.codes))
+        x = by_onednn(self.head[3], self.read_out(x))
+        return x.unflatten(-1, (self.config.groups, self.config.codes))
 
 # %% ../../nbs/stage2/30_generator.ipynb #maskgit
 class MaskGIT(MaskedTransformer):
@@ -113,7 +118,7 @@ class MaskGIT(MaskedTransformer):
         return sum(table(v) for table, v in zip(self.tables, values.unbind(-1)))
 
     def predict(self, x): # -> (B, n, N, codes)
-        x = self.head(x)
+        x = self.read_out(x)
         logits = [x @ table.weight[:-1].T + bias for table, bias in zip(self.tables, self.bias)]
         return torch.stack(logits, 2)
 
