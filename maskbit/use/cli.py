@@ -15,7 +15,6 @@ from typing import Annotated, Literal
 import tyro
 from .. import __version__
 from ..base.config import Machines, Stage1Config, Stage2Config
-from ..base.memory import kept_memory
 from ..base.presets import STAGE1, STAGE2
 from ..base.trees import InputError, check, diff, printable
 from .draw import Edit, Reconstruct, Sample
@@ -296,8 +295,7 @@ def main(args=None): # words of the command line
     if words == ['--version']: return print(f'maskbit {__version__}')
     # of a letter that the terminal lacks, the number is shown
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')
-    try:
-        with kept_memory(): _run(words)
+    try: _run(words)
     except InputError as e:
         _tell_launch(str(e))
         _leave(f'maskbit: {e}', 2)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ..base.config import GeneratorConfig, SampleConfig, Stage2Config
+from ..base.memory import kept_memory
 from ..base.presets import SAMPLING, STAGE1, STAGE2
 from ..base.state import moving_average
 from ..base.training import train_step
@@ -104,7 +105,9 @@ def step_of(stage, config, batch, device):
     accelerator = Accelerator(cpu=device == 'cpu')
     ema = moving_average(stage.parts[stage.average].model, config.optim.ema).to(device)
     for part in stage.parts.values(): part.model = accelerator.prepare_model(part.model.train())
-    return lambda: train_step(accelerator, stage, ema, [dict(batch)], 500, config.train)
+    @kept_memory()                              # as in `fit`
+    def step(): return train_step(accelerator, stage, ema, [dict(batch)], 500, config.train)
+    return step
 
 
 def for_bench(config, dtype, batch, **more):
