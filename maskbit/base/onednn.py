@@ -13,6 +13,6 @@ def by_onednn(net, # a linear layer, or several with GELU between them
               x):  # (..., C)
     "`net(x)`; on a CPU in float32 by oneDNN's matrix products, equal within rounding."
     float32_on_cpu = x.device.type == 'cpu' and x.dtype == torch.float32
+    there = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     chosen = torch.is_autocast_enabled('cpu') or torch.compiler.is_compiling()
-    if not float32_on_cpu or chosen or not torch.backends.mkldnn.is_available(): return net(x)
-    return net(x.to_mkldnn()).to_dense()
+    return net(x.to_mkldnn()).to_dense() if float32_on_cpu and there and not chosen else net(x)

@@ -222,10 +222,10 @@ def sampling(scale, device):
                 for d in ('float32', 'bfloat16')}
     cfg = replace(SAMPLING['shapes'], steps=16 if scale == 'quick' else 2)
     batch = 64 if scale == 'quick' else 2
-    cases = {'float32': (tiny, 'float32'), 'bfloat16': (tiny, 'bfloat16'),
-             'one-group-float32': (replace(tiny, groups=1), 'float32')}
+    cases = {'float32': (tiny, 'float32', batch), 'bfloat16': (tiny, 'bfloat16', batch),
+             'one-group-float32': (replace(tiny, groups=1), 'float32', min(batch, 16))}
     return {name: partial(sampling_case, model, cfg, d, batch, True, device)
-            for name, (model, d) in cases.items()}
+            for name, (model, d, batch) in cases.items()}
 
 # %% ../../nbs/use/68_paths.ipynb #growth
 def growth(scale, device):
