@@ -15,6 +15,7 @@ from torch import nn
 from .config import OptimConfig
 from .counters import seed_of
 from .loader import batches, order_of, split_batch
+from .memory import kept_memory
 from .monitor import Log, check_monitor, evaluate, logged, note_best, to_device
 from .runs import StopSignal, Stopped, last_good, on_disk, open_run
 from .state import export, resume, save_run, unwrap
@@ -263,6 +264,7 @@ def fit(make_stage,     # function of a device that returns the `Stage`
     torch.manual_seed(seed_of(train.seed, 'weights'))
     stage = make_stage(accelerator.device)  # whatever it misses is missed before the folder is made
     with contextlib.ExitStack() as held:
+        held.enter_context(kept_memory())
         ema, start, memo = enter_run(accelerator, stage, data, run, config, held)
         signals = held.enter_context(StopSignal())
         loader = batches(data, train, start, accelerator.process_index, world, workers)

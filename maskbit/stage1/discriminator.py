@@ -41,10 +41,14 @@ class BlurPool(nn.Module):
         k = torch.tensor(taps) / sum(taps)
         self.register_buffer('kernel', (k[:, None] * k)[None, None], persistent=False)
 
-    def forward(self, x):
+    def halved(self, x):
         channels = x.shape[1]
         kernel = self.kernel.to(x.dtype).expand(channels, -1, -1, -1)
         return F.conv2d(x, kernel, stride=2, padding=1, groups=channels)
+
+    def forward(self, x): # in float32 on a CPU, where its gradient in bfloat16 takes far longer
+        if x.device.type != 'cpu' or x.dtype != torch.bfloat16: return self.halved(x)
+        with torch.autocast('cpu', enabled=False): return self.halved(x.float()).to(x.dtype)
 
 # %% ../../nbs/stage1/40_discriminator.ipynb #discriminator
 class BlurDiscriminator(nn.Module):

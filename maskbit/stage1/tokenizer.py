@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from ..base.config import TokenizerConfig
 from ..base.inputs import check_images, check_tokens
+from ..base.memory import kept_memory
 from ..base.pretrained import Pretrained
 from ..base.trees import check
 from .autoencoder import Decoder, Encoder
@@ -81,8 +82,11 @@ def in_tiles(f,           # of a window; keeps the number of tokens
 # %% ../../nbs/stage1/55_tokenizer.ipynb #encode
 @patch
 @torch.no_grad()
+@kept_memory()
 def _encode(self: Tokenizer, images):
-    return self.quantize.indices(self.encoder(images.to(self.decoder.conv_in.weight)))
+    weight = self.decoder.conv_in.weight
+    images = images.to(weight.device, weight.dtype, memory_format=torch.channels_last)
+    return self.quantize.indices(self.encoder(images))
 
 
 @patch
@@ -101,6 +105,7 @@ def encode(self: Tokenizer,
 # %% ../../nbs/stage1/55_tokenizer.ipynb #decode
 @patch
 @torch.no_grad()
+@kept_memory()
 def _decode(self: Tokenizer, indices):
     weight = self.decoder.conv_in.weight
     latent = self.quantize.latent(indices.to(weight.device)).to(weight.dtype)

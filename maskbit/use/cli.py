@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'Demo', 'TokenizerPlan', 'GeneratorPlan', 'PlanTokenizer', 'PlanGenerator', 'Plan', 'Convert', 'Export',
-           'Publish', 'Roadmap', 'Tables', 'TrainBundled', 'Launch', 'Explore', 'main']
+           'Publish', 'Roadmap', 'Tables', 'TrainBundled', 'Bench', 'Launch', 'Explore', 'main']
 
 # %% ../../nbs/use/70_cli.ipynb #imports
 import contextlib, os, signal, sys
@@ -199,6 +199,21 @@ class TrainBundled:
         from maskbit.use.bundled import train_bundled
         train_bundled(self.out)
 
+# %% ../../nbs/use/70_cli.ipynb #bench
+@dataclass(frozen=True)
+class Bench:
+    """Time the hot paths beside their plain forms and beside what the machine reaches; what is
+    measured already is not measured again."""
+    # lfq, encode, decode, stage1, stage2, sampling, growth, shards, neighbours, processes;
+    # none means all
+    paths: tyro.conf.Positional[tuple[str, ...]] = ()
+    scale: Literal['tiny', 'quick', 'paper'] = 'quick' # tiny for a test, paper for a GPU
+    results: Path = Path('runs/results') # folder of the measured results
+
+    def __call__(self):
+        from maskbit.use.bench import run_bench
+        run_bench(*astuple(self))
+
 # %% ../../nbs/use/70_cli.ipynb #launch
 @dataclass(frozen=True)
 class Launch:
@@ -265,7 +280,7 @@ COMMANDS = {
     'sample': Sample, 'reconstruct': Reconstruct, 'edit': Edit,
     'evaluate': Evaluate, 'compare': Compare, 'neighbours': FindNeighbours, 'explore': Explore,
     'convert': Convert, 'export': Export, 'publish': Publish,
-    'launch': Launch, 'plan': Plan, 'roadmap': Roadmap, 'tables': Tables,
+    'launch': Launch, 'plan': Plan, 'roadmap': Roadmap, 'tables': Tables, 'bench': Bench,
     'train-bundled': TrainBundled, 'evaluate-bundled': EvaluateBundled}
 
 # %% ../../nbs/use/70_cli.ipynb #run
