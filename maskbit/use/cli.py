@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'Demo', 'TokenizerPlan', 'GeneratorPlan', 'PlanTokenizer', 'PlanGenerator', 'Plan', 'Convert', 'Export',
-           'Publish', 'Roadmap', 'Tables', 'TrainBundled', 'Bench', 'Launch', 'Explore', 'main']
+           'Publish', 'Bench', 'Launch', 'Explore', 'main']
 
 # %% ../../nbs/use/70_cli.ipynb #imports
 import contextlib, os, signal, sys
@@ -22,6 +22,7 @@ from .jobs import (Prepare, Tokenize, TrainGenerator, TrainTokenizer,
                               WriteShards, presets_of)
 from .measure import Compare, Evaluate, EvaluateBundled
 from .pictures import FindNeighbours
+from .reruns import Roadmap, Tables, TrainBundled
 from .words import Lines, slow_bars, understand
 
 # %% ../../nbs/use/70_cli.ipynb #demo
@@ -142,62 +143,6 @@ class Publish:
         from maskbit.use.checkpoints import load_any
         model = load_any(self.model)
         print(f'Published: {model.push_to_hub(self.repository, private=self.private)}')
-
-# %% ../../nbs/use/70_cli.ipynb #roadmap
-@dataclass(frozen=True)
-class Roadmap:
-    """Train and measure every step of the paper's roadmap under one budget; what is measured
-    already is not run again."""
-    # size of pictures, networks and budget; two-phase is for a processor core
-    scale: Literal['two-phase', 'small', 'paper'] = 'two-phase'
-    # budget of every row up to step 5a; the scale's own if not given
-    steps_per_run: int | None = None
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4) # one run of all rows for each
-    only: tuple[str, ...] = ()           # names of steps; none means all
-    images: str = 'shapes'               # training images: shapes or a folder
-    validation: str = ''                 # folder of validation images, if images is a folder
-    # folder of VGG16's and ResNet50's files, if they cannot be downloaded
-    weights: str = ''
-    out: Path = Path('runs')             # folder of the training runs
-    results: Path = Path('runs/results') # folder of the measured results
-
-    def __call__(self):
-        from maskbit.studies.ablation import run_roadmap
-        run_roadmap(*astuple(self))
-
-# %% ../../nbs/use/70_cli.ipynb #tables
-_TABLES = '3a', '3b', '4a', '4b', 'sensitivity'
-
-
-@dataclass(frozen=True)
-class Tables:
-    """Train and measure the rows of Tables 3 and 4, and the sensitivity of the bundled generator to
-    its sampling settings."""
-    tables: tuple[Literal[_TABLES], ...] = _TABLES  # which
-    seeds: tuple[int, ...] = (0, 1)        # one run of every row for each
-    tokenizer_steps: int = 450             # training steps of each tokenizer
-    generator_steps: int = 800             # training steps of each generator
-    count: int = 1000                      # samples measured
-    out: Path = Path('runs/tables')        # folder of the training runs
-    results: Path = Path('runs/results')   # folder of the measured results
-
-    def __call__(self):
-        from maskbit.studies.tables import run_sensitivity, run_tables
-        tables = [t for t in self.tables if t != 'sensitivity']
-        run_tables(tables, self.seeds, self.tokenizer_steps, self.generator_steps,
-                   count=self.count, out=self.out, results=self.results)
-        if 'sensitivity' in self.tables:
-            run_sensitivity(self.seeds, self.count, results=self.results)
-
-# %% ../../nbs/use/70_cli.ipynb #train-bundled
-@dataclass(frozen=True)
-class TrainBundled:
-    "Train the models that come with the package, and put them into its assets."
-    out: Path = Path('runs/bundled') # folder of the runs
-
-    def __call__(self):
-        from maskbit.use.bundled import train_bundled
-        train_bundled(self.out)
 
 # %% ../../nbs/use/70_cli.ipynb #bench
 @dataclass(frozen=True)
