@@ -14,5 +14,6 @@ def by_onednn(net, # a linear layer, or several with GELU between them
     "`net(x)`; on a CPU in float32 by oneDNN's matrix products, equal within rounding."
     float32_on_cpu = x.device.type == 'cpu' and x.dtype == torch.float32
     there = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    chosen = torch.is_autocast_enabled('cpu') or torch.compiler.is_compiling()
+    written = torch.compiler.is_compiling() or torch.jit.is_tracing()     # for another machine
+    chosen = torch.is_autocast_enabled('cpu') or written
     return net(x.to_mkldnn()).to_dense() if float32_on_cpu and there and not chosen else net(x)
