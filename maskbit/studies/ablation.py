@@ -6,7 +6,7 @@
 __all__ = ['STARTS', 'pixels', 'two_phases', 'planned', 'run_roadmap', 'run_pilot']
 
 # %% ../../nbs/studies/10_ablation.ipynb #imports
-import functools, os, tempfile
+import contextlib, functools, io, os, tempfile
 from dataclasses import replace
 from pathlib import Path
 import torch
@@ -124,9 +124,12 @@ def _seconds_a_step(config, data):
 
 def _cost(todo, data):
     "{row: seconds of training} of the rows still to be run, as (row, configuration, seed)."
+    from tqdm.auto import tqdm
     each = {row: c for row, c, _ in todo}
-    if os.environ.get('RANK', '0') == '0': print(f'Trying {len(each)} rows for eight steps each.')
-    return {row: c.train.steps * (_seconds_a_step(c, data) or 0) for row, c in each.items()}
+    bar = tqdm(each.items(), 'eight steps of each row', unit='row', dynamic_ncols=True,
+               disable=os.environ.get('RANK', '0') != '0')
+    with contextlib.redirect_stdout(io.StringIO()):      # eight steps are no reason to warn
+        return {row: c.train.steps * (_seconds_a_step(c, data) or 0) for row, c in bar}
 
 # %% ../../nbs/studies/10_ablation.ipynb #run
 def _called(images): # `shapes`, or a folder

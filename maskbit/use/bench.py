@@ -131,8 +131,9 @@ def line_of(name, row):
     "A row for the terminal."
     m = row['metrics']
     said = f'{name:28} {1e3 * m["ours"]:9.1f} ms'
-    if 'ratio' in m: said += '  {ratio:6.2f} x ({ratio_low:.2f} to {ratio_high:.2f})'.format(**m)
-    if m.get('bound'): said += f'  {m["bound"] / m["ours"]:5.0%} of the bound'
+    if 'ratio' in m:
+        said += '  {ratio:6.2f} times the plain form ({ratio_low:.2f} to {ratio_high:.2f})'.format(**m)
+    if m.get('bound'): said += f'  at {m["bound"] / m["ours"]:.0%} of what this machine reaches'
     return said
 
 
