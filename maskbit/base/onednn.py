@@ -12,8 +12,9 @@ import torch
 def by_onednn(net, # a linear layer, or several with GELU between them
               x):  # (..., C)
     "`net(x)`; on a CPU in float32 by oneDNN's matrix products, equal within rounding."
-    float32_on_cpu = x.device.type == 'cpu' and x.dtype == torch.float32
+    # a graph is made for other machines, and must not meet the questions that follow
+    if torch.compiler.is_compiling() or torch.jit.is_tracing(): return net(x)
+    if x.device.type != 'cpu' or x.dtype != torch.float32 or x.dim() < 2: return net(x)
+    if torch.is_autocast_enabled('cpu'): return net(x)
     there = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    written = torch.compiler.is_compiling() or torch.jit.is_tracing()     # for another machine
-    chosen = torch.is_autocast_enabled('cpu') or written
-    return net(x.to_mkldnn()).to_dense() if float32_on_cpu and there and not chosen else net(x)
+    return net(x.to_mkldnn()).to_dense() if there else net(x)

@@ -31,7 +31,8 @@ def _today(config, stored):
 def read_row(path):
     "One measured row; raises `InputError` if it is not what was written."
     row = read_sealed(path)
-    whole = isinstance(row.get('metrics'), dict) and {'name', 'seed', 'config'} <= row.keys()
+    kinds = {'name': str, 'seed': int, 'config': dict, 'metrics': dict}
+    whole = all(isinstance(row.get(k), kind) for k, kind in kinds.items())
     own = whole and f'{row["name"].split("/")[-1]}-seed{row["seed"]}.json'
     check(own == Path(path).name, f'{path} is no row of that name and seed: measure it again.')
     return row

@@ -288,4 +288,5 @@ def fit(make_stage,     # function of a device that returns the `Stage`
             if looks: look(accelerator, stage, ema, valid, step, train, memo, log, run)
             bar.update()
             if stop and step < train.steps: raise Stopped(stop)
+        if signals.stop: raise Stopped(signals.stop)      # it came when all was done
     return ema.module.eval()

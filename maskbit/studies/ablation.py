@@ -66,6 +66,7 @@ def planned(scale='two-phase', # two-phase, small or paper
     "{row: configuration} of a scale."
     check(scale != 'tiny' and scale in SCALES, f'The roadmap has no scale {scale!r}: choose '
           'two-phase, small or paper.')
+    check(steps is None or steps >= 1, f'The budget is {steps} steps: choose at least 1.')
     unknown = set(only) - set(roadmap.STEPS)
     check(not unknown, f'There is no step {", ".join(sorted(unknown))}: '
                        f'choose from {", ".join(roadmap.STEPS)}.')
