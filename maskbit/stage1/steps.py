@@ -171,7 +171,7 @@ def rows_of(name,                      # of a step, or a whole name such as star
 
 
 def result_table(*names): # of steps
-    "Published beside measured, the mean over seeds and, if there are several, half of their range."
+    "Published beside measured, the mean over seeds and half of their range, if several."
     digits = {'kid_lite1': '.3f', 'frechet_lite1': '.0f', 'psnr': '.1f', 'ssim': '.2f',
               'features_lite1': '.2f', 'codes_used': ',.0f'}
     def measured(rows):
