@@ -1,4 +1,4 @@
-"The tables that the pages show are those that the rows in nbs/results give today, and say what they are."
+"The tables of the pages are those that the rows in nbs/results give today."
 import json, re
 import pytest
 import maskbit
@@ -10,14 +10,16 @@ from maskbit.studies.semantics import show_semantics
 from maskbit.studies.tables import show_table
 from maskbit.studies.verdicts import beside_table, control_table, read_roadmap, verdict_table
 
-MADE_BY = re.compile(r'^(?:result_table|show_table|show_semantics|verdict_table|beside_table|control_table)'
-                     r'\([^\n]*\)$', re.M)
+TABLES = {f.__name__: f for f in (result_table, show_table, show_semantics, verdict_table,
+                                  beside_table, control_table)}
+GIVEN = {'maskbit': maskbit, 'PUBLISHED': PUBLISHED, 'STARTS': STARTS}    # what the calls name
+CALL = re.compile(rf'^(?:{"|".join(TABLES)})\([^\n]*\)$', re.M)
 
 
 def tables(path):
     "(call, the table that is committed) of the cells of a notebook that end in such a call."
     for cell in json.loads(path.read_text())['cells']:
-        calls = cell['cell_type'] == 'code' and MADE_BY.findall(''.join(cell['source']))
+        calls = cell['cell_type'] == 'code' and CALL.findall(''.join(cell['source']))
         shown = [''.join(o['data']['text/markdown']) for o in cell.get('outputs', [])
                  if 'text/markdown' in o.get('data', {})]
         if calls and shown: yield calls[-1], shown[-1]
@@ -30,12 +32,12 @@ FOUND = [(path, *table) for path in NOTEBOOKS for table in tables(path)]
 def test_a_table_is_not_older_than_its_rows(path, call, shown):
     group = 'roadmap-two-phase-emoji' if '(emoji)' in call else 'roadmap-two-phase'
     rows = read_roadmap(group)
-    assert str(eval(call, globals() | {'rows': rows, 'emoji': rows})) == shown, f'Run {name(path)} again.'
+    now = eval(call, TABLES | GIVEN | {'rows': rows, 'emoji': rows})
+    assert str(now) == shown, f'Run {name(path)} again.'
 
 
 def test_tables_are_found():
-    assert {'result_table', 'show_table', 'show_semantics', 'verdict_table', 'beside_table',
-            'control_table'} == {call.split('(')[0] for _, call, _ in FOUND}
+    assert {call.split('(')[0] for _, call, _ in FOUND} == TABLES.keys()
 
 
 @pytest.mark.parametrize('seeds, shown', [(0, 'not run'), (1, '0.500'), (2, '0.550 ± 0.050')])
