@@ -171,12 +171,13 @@ def rows_of(name,                      # of a step, or a whole name such as star
 
 
 def result_table(*names): # of steps
-    "Published beside measured, the mean over seeds and half of their range."
+    "Published beside measured, the mean over seeds and half of their range, if several."
     digits = {'kid_lite1': '.3f', 'frechet_lite1': '.0f', 'psnr': '.1f', 'ssim': '.2f',
               'features_lite1': '.2f', 'codes_used': ',.0f'}
     def measured(rows):
         if not rows: return ['not run'] * len(digits)
         spreads = [(*spread(rows, k), d) for k, d in digits.items()]
+        if len(rows) == 1: return [f'{mean:{d}}' for mean, _, d in spreads]
         return [f'{mean:{d}} ± {half:{d}}' for mean, half, d in spreads]
     header = ['step', 'published: rFID, ImageNet', 'measured: KID, Lite1', 'Fréchet, Lite1', 'PSNR, dB',
               'SSIM', 'features, Lite1', 'codes used', 'seeds']

@@ -1,0 +1,49 @@
+"The tables of the pages are those that the rows in nbs/results give today."
+import json, re
+import pytest
+import maskbit
+from book import NOTEBOOKS, name
+from maskbit.stage1 import steps
+from maskbit.stage1.steps import PUBLISHED, result_table
+from maskbit.studies.ablation import STARTS
+from maskbit.studies.semantics import show_semantics
+from maskbit.studies.tables import show_table
+from maskbit.studies.verdicts import beside_table, control_table, read_roadmap, verdict_table
+
+TABLES = {f.__name__: f for f in (result_table, show_table, show_semantics, verdict_table,
+                                  beside_table, control_table)}
+GIVEN = {'maskbit': maskbit, 'PUBLISHED': PUBLISHED, 'STARTS': STARTS}    # what the calls name
+CALL = re.compile(rf'^(?:{"|".join(TABLES)})\([^\n]*\)$', re.M)
+
+
+def tables(path):
+    "(call, the table that is committed) of the cells of a notebook that end in such a call."
+    for cell in json.loads(path.read_text())['cells']:
+        calls = cell['cell_type'] == 'code' and CALL.findall(''.join(cell['source']))
+        shown = [''.join(o['data']['text/markdown']) for o in cell.get('outputs', [])
+                 if 'text/markdown' in o.get('data', {})]
+        if calls and shown: yield calls[-1], shown[-1]
+
+
+FOUND = [(path, *table) for path in NOTEBOOKS for table in tables(path)]
+
+
+@pytest.mark.parametrize('path, call, shown', FOUND, ids=[f'{name(p)}-{c}' for p, c, _ in FOUND])
+def test_a_table_is_not_older_than_its_rows(path, call, shown):
+    group = 'roadmap-two-phase-emoji' if '(emoji)' in call else 'roadmap-two-phase'
+    rows = read_roadmap(group)
+    now = eval(call, TABLES | GIVEN | {'rows': rows, 'emoji': rows})
+    assert str(now) == shown, f'Run {name(path)} again.'
+
+
+def test_tables_are_found():
+    assert {call.split('(')[0] for _, call, _ in FOUND} == TABLES.keys()
+
+
+@pytest.mark.parametrize('seeds, shown', [(0, 'not run'), (1, '0.500'), (2, '0.550 ± 0.050')])
+def test_a_range_needs_two_seeds(monkeypatch, seeds, shown):
+    metrics = ('kid_lite1', 'frechet_lite1', 'psnr', 'ssim', 'features_lite1', 'codes_used')
+    rows = [{'metrics': dict.fromkeys(metrics, 0.5 + seed / 10)} for seed in range(seeds)]
+    monkeypatch.setattr(steps, 'rows_of', lambda step: rows)
+    cells = result_table('ema').splitlines()[-1].split(' | ')
+    assert cells[2] == shown and cells[-1].strip(' |') == str(seeds)
