@@ -123,12 +123,12 @@ def _seconds_a_step(config, data):
     return (seconds[-1] - seconds[1]) / (len(seconds) - 2) if seconds else None
 
 
-def _cost(todo, data):
+def _cost(todo, data, quiet):
     "{row: seconds of training} of the rows still to be run, as (row, configuration, seed)."
     from tqdm.auto import tqdm
     each = {row: c for row, c, _ in todo}
     bar = tqdm(each.items(), 'eight steps of each row', unit='row', dynamic_ncols=True,
-               disable=os.environ.get('RANK', '0') != '0')
+               disable=quiet or os.environ.get('RANK', '0') != '0')
     with contextlib.redirect_stdout(io.StringIO()):      # eight steps are no reason to warn
         return {row: c.train.steps * (_seconds_a_step(c, data) or 0) for row, c in bar}
 
@@ -176,7 +176,7 @@ def run_roadmap(scale='two-phase',  # two-phase, small or paper
     if not todo: return
     tried = [(row, _files(replace(c, start_from=''), weights, folder, images), s) for row, c, s in todo]
     data, held_out = _opened(todo[0][1], images, validation, quiet)
-    judge, left = _judge(scale), _cost(tried, data)
+    judge, left = _judge(scale), _cost(tried, data, quiet)
     real = functools.cache(lambda: look([judge], pictures(held_out, range(len(held_out)))))
     for i, (row, c, seed) in enumerate(todo):
         minutes = sum(left[r] for r, _, _ in todo[i:]) / 60
