@@ -108,12 +108,13 @@ def in_scope(path, known):
 
 def everywhere(known):
     """{name: (page, anchor)} of public names that are defined once in the book, `Class.method` among
-    them, and stand for nothing else in it: no part or module, parameter or field."""
+    them, and can mean nothing else: no part or module, parameter or field, and no plain word."""
     trees = [tree for path in NOTEBOOKS for tree in code_of(read(path))]
     words = {word for module, _ in known for word in module.split('.')}
     names = [name for _, name in known]
     taken = words | parameters(trees) | fields(trees) | {n for n in names if names.count(n) > 1}
-    return {name: to for (_, name), to in known.items() if name not in taken and name[0] != '_'}
+    return {name: to for (_, name), to in known.items()
+            if name not in taken and re.match(r'[a-z]*[A-Z_.]', name) and name[0] != '_'}
 
 
 # Pages
