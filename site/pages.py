@@ -85,12 +85,12 @@ def code_of(cells):
             if c['cell_type'] == 'code' and not c['source'].lstrip().startswith(('%', '!'))]
 
 
-def parameters(trees): return {n.arg for tree in trees for n in ast.walk(tree) if isinstance(n, ast.arg)}
-
-
-def fields(trees):
-    classes = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
-    return {n.target.id for c in classes for n in c.body if isinstance(n, ast.AnnAssign)}
+def parameters(trees):
+    "Names of the parameters of functions, and of fields, which are those of dataclasses."
+    nodes = [n for tree in trees for n in ast.walk(tree)]
+    fields = [n.target for c in nodes if isinstance(c, ast.ClassDef)
+              for n in c.body if isinstance(n, ast.AnnAssign)]
+    return {n.arg for n in nodes if isinstance(n, ast.arg)} | {ast.unparse(f) for f in fields}
 
 
 def in_scope(path, known):
@@ -103,16 +103,17 @@ def in_scope(path, known):
         of = (node.module or '').removeprefix('maskbit.')
         here = [a for a in node.names if (of, a.name) in known]
         scope |= {a.asname or a.name: known[of, a.name] for a in here}
-    return {name: to for name, to in scope.items() if name not in parameters(trees)}
+    taken = parameters(trees)
+    return {name: to for name, to in scope.items() if name not in taken}
 
 
 def everywhere(known):
     """{name: (page, anchor)} of public names that are defined once in the book, `Class.method` among
-    them, and can mean nothing else: no part or module, parameter or field, and no plain word."""
+    them, and can mean nothing else: no part or module, no parameter and no plain word."""
     trees = [tree for path in NOTEBOOKS for tree in code_of(read(path))]
     words = {word for module, _ in known for word in module.split('.')}
     names = [name for _, name in known]
-    taken = words | parameters(trees) | fields(trees) | {n for n in names if names.count(n) > 1}
+    taken = words | parameters(trees) | {n for n in names if names.count(n) > 1}
     return {name: to for (_, name), to in known.items()
             if name not in taken and re.match(r'[a-z]*[A-Z_.]', name) and name[0] != '_'}
 

@@ -115,7 +115,7 @@ def test_a_word_with_two_meanings_leads_nowhere(monkeypatch):
     assert words['Tokenizer.encode'] == ('stage1/55_tokenizer', 'Tokenizer.encode')
     assert not {'stage1', 'stage2', 'sampling', 'neighbours', 'pictures', 'device', 'torchrun'} & words.keys()
     jobs = making.in_scope(ROOT/'nbs/use/40_jobs.ipynb', making.definitions())
-    assert 'device' not in jobs and 'TrainTokenizer' in jobs     # there also a parameter
+    assert 'device' not in jobs and 'TrainTokenizer' in jobs     # there also a field
 
 
 def test_the_footer_leads_on_as_the_text_does(pages):
