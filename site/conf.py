@@ -16,6 +16,7 @@ version = release = cfg['version']
 language = 'en'
 extensions = ['myst_nb', 'sphinx.ext.mathjax']
 nb_execution_mode = 'off'                    # outputs are shown as they are committed
+nb_merge_streams = True                      # what a cell prints is one box
 nb_render_markdown_format = 'myst'           # an output may be a table
 myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 4                     # so that links may name a heading

@@ -18,24 +18,22 @@ def read(path):
 def docname(path): return str(path.relative_to(NBS).with_suffix(''))
 
 
-# The reading order is that of the index
+# The reading order: parts as the index lists them, in each the order of the files, which is that of "Next"
 
 def reading_order():
-    "[(title of a part, [notebooks])], first those of no part; what the index lacks ends its part."
+    "[(title of a part, [notebooks])], first those of no part."
     text = '\n'.join(c['source'] for c in read(NBS/'index.ipynb'))
-    titles = {part: title for title, part in re.findall(r'^\*\*(.+?)\*\* \(`(\w+)`\)', text, re.M)}
-    linked = [NBS/link for link in re.findall(r'\]\(([\w/]+\.ipynb)', text)]
-    every = dict.fromkeys(p for p in [*linked, *NOTEBOOKS] if p in NOTEBOOKS and p.stem != 'index')
-    parts = {'': [p for p in every if p.parent == NBS]}
-    for part, title in titles.items(): parts[title] = [p for p in every if p.parent.name == part]
-    return list(parts.items())
+    titles = re.findall(r'^\*\*(.+?)\*\* \(`(\w+)`\)', text, re.M)
+    alone = [p for p in NOTEBOOKS if p.parent == NBS and p.stem != 'index']
+    return [('', alone), *((title, [p for p in NOTEBOOKS if p.parent.name == part])
+                           for title, part in titles)]
 
 
 def toctrees(own): # names of pages that are no notebooks, to stand before the parts
     "The contents on the left, as the text of a cell."
     blocks = []
     for title, paths in reading_order():
-        names = [*map(docname, paths), *([] if title else own)]
+        names = [*([] if title else own), *map(docname, paths)]
         caption = f':caption: "{title}"\n' if title else ''
         blocks.append(f'```{{toctree}}\n:hidden:\n{caption}\n' + '\n'.join(names) + '\n```')
     return '\n\n'.join(blocks)
@@ -81,32 +79,50 @@ def definitions():
     return out
 
 
+def code_of(cells):
+    "The syntax trees of the cells that are Python."
+    return [ast.parse(c['source']) for c in cells
+            if c['cell_type'] == 'code' and not c['source'].lstrip().startswith(('%', '!'))]
+
+
+def parameters(trees):
+    "Names of the parameters of functions, and of fields, which are those of dataclasses."
+    nodes = [n for tree in trees for n in ast.walk(tree)]
+    fields = [n.target for c in nodes if isinstance(c, ast.ClassDef)
+              for n in c.body if isinstance(n, ast.AnnAssign)]
+    return {n.arg for n in nodes if isinstance(n, ast.arg)} | {ast.unparse(f) for f in fields}
+
+
 def in_scope(path, known):
-    "{name: (page, anchor)} that a notebook imports from the package or defines itself."
+    """{name: (page, anchor)} that a notebook imports from the package or defines itself, and never
+    uses for a parameter."""
     module, scope = module_of(cells := read(path)), {}
     scope |= {name: to for (of, name), to in known.items() if of == module}
-    for cell in cells:
-        if cell['cell_type'] != 'code' or cell['source'].lstrip().startswith(('%', '!')): continue
-        for node in ast.walk(ast.parse(cell['source'])):
-            if not isinstance(node, ast.ImportFrom): continue
-            of = (node.module or '').removeprefix('maskbit.')
-            here = [a for a in node.names if (of, a.name) in known]
-            scope |= {a.asname or a.name: known[of, a.name] for a in here}
-    return scope
+    trees = code_of(cells)
+    for node in (n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)):
+        of = (node.module or '').removeprefix('maskbit.')
+        here = [a for a in node.names if (of, a.name) in known]
+        scope |= {a.asname or a.name: known[of, a.name] for a in here}
+    taken = parameters(trees)
+    return {name: to for name, to in scope.items() if name not in taken}
 
 
 def everywhere(known):
-    "{name: (page, anchor)} of names that are defined once in the package; `Class.method` among them."
+    """{name: (page, anchor)} of public names that are defined once in the book, `Class.method` among
+    them, and can mean nothing else: no part or module, no parameter and no plain word."""
+    trees = [tree for path in NOTEBOOKS for tree in code_of(read(path))]
+    words = {word for module, _ in known for word in module.split('.')}
     names = [name for _, name in known]
-    once = {name for name in names if names.count(name) == 1}
-    return {name: to for (_, name), to in known.items() if name in once}
+    taken = words | parameters(trees) | {n for n in names if names.count(n) > 1}
+    return {name: to for (_, name), to in known.items()
+            if name not in taken and re.match(r'[a-z]*[A-Z_.]', name) and name[0] != '_'}
 
 
 # Pages
 
 def page(path):
     "The notebook (a dictionary) that the site shows."
-    module, cells = module_of(every := read(path)), []
+    module, cells, alt = module_of(every := read(path)), [], ''
     for cell in every:
         lines = cell['source'].splitlines()
         said = [line[2:].split()[0] for line in lines if line.startswith('#|')]
@@ -115,10 +131,21 @@ def page(path):
         if cell['cell_type'] == 'code' and exported(cell, module):
             names = [n for n in defined(code) if '__' not in n]
             if names: cells.append(anchors(names, cell['id']))
-        tags = {'tags': ['remove-input']} if 'echo:' in said else {}
-        cells.append(cell | {'source': code, 'metadata': tags})
+        if cell['cell_type'] == 'markdown': alt = caption(code)
+        meta = {'mystnb': {'image': {'alt': alt}}} | ({'tags': ['remove-input']} if 'echo:' in said else {})
+        cells.append(cell | {'source': code, 'metadata': meta})
     language = {'name': 'python', 'pygments_lexer': 'python'}
     return dict(cells=cells, nbformat=4, nbformat_minor=5, metadata={'language_info': language})
+
+
+SENTENCE = re.compile(r'.{,24}.*?(?:(?<!App)(?<!Sec)[.?!](?=\s)|$)', re.S)
+
+
+def caption(text):
+    "What a text says of the picture below it: its last paragraph begins with that; or a heading."
+    prose = [p for p in re.split(r'\n\s*\n', text) if re.match(r'[\w`"\[(]|\*+\w', p)]
+    said = SENTENCE.match((prose or re.findall(r'^#+ (.+)', text, re.M))[-1])[0]
+    return re.sub(r'[*`$]|\[(.*?)\]\(.*?\)', r'\1', ' '.join(said.split()))
 
 
 def anchors(names, id):

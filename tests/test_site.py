@@ -1,13 +1,15 @@
 """The site: it builds without a warning, asks no other host, its links lead somewhere and its formulas are
 set; and the explorer in the page shows what PyTorch decodes."""
-import functools, http.server, importlib.util, json, os, re, shutil, statistics, subprocess, sys
+import ast, functools, http.server, importlib.util, json, os, re, shutil, statistics, subprocess, sys
 import threading, time
+from collections import Counter
 from html.parser import HTMLParser
 from urllib.parse import unquote
 import numpy as np, pytest, torch
 from PIL import Image
-from book import CHAPTERS, ROOT
+from book import CHAPTERS, IDEA, NOTEBOOKS, ROOT, cells
 from chromium import chromium
+from test_links import first_line
 from maskbit.base.shapes import Shapes
 from maskbit.stage1.tokenizer import Tokenizer
 from maskbit.stage2.generator import Generator
@@ -31,13 +33,17 @@ class Page(HTMLParser):
     "What a page links to, loads and names, and its text outside code."
     def __init__(self, path):
         super().__init__()
+        self.path = path
         self.links, self.loads, self.ids, self.text, self.skip = [], [], set(), '', 0
+        self.alts, self.code, self.next = [], '', None
         self.feed(path.read_text())
 
     def handle_starttag(self, tag, attributes):
         a = dict(attributes)
         if 'id' in a: self.ids.add(a['id'])
         if tag == 'a' and a.get('href'): self.links.append(a['href'])
+        if tag == 'a' and a.get('class') == 'right-next': self.next = (self.path.parent/a['href']).resolve()
+        if tag == 'img': self.alts.append(a.get('alt'))
         if tag in ('script', 'img', 'iframe', 'source') and a.get('src'): self.loads.append(a['src'])
         if tag == 'link' and a.get('rel') in ('stylesheet', 'icon', 'preload', 'preconnect'):
             self.loads.append(a['href'])
@@ -47,7 +53,8 @@ class Page(HTMLParser):
         if tag in ('pre', 'code', 'script', 'style'): self.skip -= 1
 
     def handle_data(self, data):
-        if not self.skip: self.text += data
+        if self.skip: self.code += data
+        else: self.text += data
 
 
 @pytest.fixture(scope='module')
@@ -79,6 +86,68 @@ def test_names_lead_to_their_definitions(site):
     assert re.search(r'href="../base/14_bits.html#indices_to_bits"><span class="n">indices_to_bits', text)
     assert 'id="indices_to_bits"' in (site/'base/14_bits.html').read_text()
     assert 'id="Tokenizer.encode"' in (site/'stage1/55_tokenizer.html').read_text()
+
+
+def public():
+    "How often each name is in an `__all__` of the package."
+    trees = [ast.parse(p.read_text()) for p in (ROOT/'maskbit').glob('*/*.py')]
+    lists = [n.value for t in trees for n in t.body
+             if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == '__all__']
+    return Counter(name for each in lists for name in ast.literal_eval(each))
+
+
+WORDS = re.compile(r'<a class="name" href="([^"#]*)#([^"]+)"><code[^>]*><span class="pre">([\w.]+)')
+
+
+def test_words_of_the_text_lead_to_public_definitions(pages):
+    names = public()
+    away = [(p.name, anchor) for p in pages for where, anchor, _ in WORDS.findall(p.read_text()) if where]
+    assert len(away) > 30 and not [x for x in away if not names[x[1].partition('.')[0]]]
+    plain = {p.stem.partition('_')[2] for p in CHAPTERS} | {p.parent.name for p in CHAPTERS}
+    found = {word for _, _, word in WORDS.findall((SITE/'index.html').read_text())}
+    assert found and not found & plain, 'the index speaks of parts and modules'
+
+
+def test_a_word_with_two_meanings_leads_nowhere(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT/'site')
+    import pages as making
+    words = making.everywhere(making.definitions())
+    assert words['Tokenizer.encode'] == ('stage1/55_tokenizer', 'Tokenizer.encode')
+    assert not {'stage1', 'stage2', 'sampling', 'neighbours', 'pictures', 'device', 'torchrun'} & words.keys()
+    jobs = making.in_scope(ROOT/'nbs/use/40_jobs.ipynb', making.definitions())
+    assert 'device' not in jobs and 'TrainTokenizer' in jobs     # there also a field
+
+
+def test_the_footer_leads_on_as_the_text_does(pages):
+    order, wrong = [SITE/'index.html'], []
+    while (after := pages[order[-1]].next) and after not in order: order.append(after)
+    for path in (IDEA, *CHAPTERS):
+        said = (path.parent/first_line(path)).resolve()
+        page, to = (SITE/p.relative_to(ROOT/'nbs').with_suffix('.html') for p in (path, said))
+        if page != order[-1] and pages[page].next != to: wrong.append((path.name, pages[page].next))
+    assert not wrong and len(order) == len(NOTEBOOKS) + 1               # and play
+    assert [*dict.fromkeys(p.parent.name for p in order[3:])] == 'stage1 stage2 studies use base'.split()
+
+
+def test_pictures_have_words(pages):
+    alts = [(p.name, alt) for p, page in pages.items() for alt in page.alts]
+    assert len(alts) > 50
+    assert not [(p, alt) for p, alt in alts if not alt or re.search(r'\.png|_images', alt)]
+
+
+def test_what_a_cell_prints_is_one_box(pages):
+    two = re.compile(r'<div class="output stream [^>]*><div class="highlight"><pre>(?:(?!</pre>).)*</pre>'
+                     r'</div>\s*</div>\s*<div class="output stream', re.S)
+    assert not [p.name for p in pages if two.search(p.read_text())]
+
+
+def test_cells_without_echo_show_no_code(pages):
+    hidden = [(p, text) for p in NOTEBOOKS for _, text in cells(p, 'code') if '#| echo: false' in text]
+    assert hidden
+    for path, text in hidden:
+        shown = pages[SITE/path.relative_to(ROOT/'nbs').with_suffix('.html')].code
+        assert not [line for line in text.splitlines() if len(line) > 20 and line in shown
+                    and 'import' not in line], path.name
 
 
 def test_nothing_is_loaded_from_elsewhere(site, pages):
@@ -131,6 +200,8 @@ TYPESET = """async () => {
     const all = [...document.querySelectorAll('.math')]
     return [all.length, all.filter(e => !e.querySelector('mjx-container')).map(e => e.textContent),
             [...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(e => e.textContent)] }"""
+CUT = """[...document.querySelectorAll('.bd-article pre')].filter(e => e.scrollWidth > e.clientWidth)
+    .map(e => e.textContent)"""
 BEYOND = 'document.documentElement.scrollWidth - innerWidth'
 
 
@@ -141,6 +212,7 @@ def test_every_page_fits_and_its_formulas_are_set(served, pages):
         for width in (1280, 400):
             page.set_viewport_size(dict(width=width, height=900))
             assert page.evaluate(BEYOND) <= 0, f'{path} is wider than {width} pixels'
+            if width == 1280: assert not page.evaluate(CUT), f'{path} has lines that are cut off'
         if 'class="math' not in path.read_text(): continue
         count, raw, errors = page.evaluate(TYPESET)
         assert not raw and not errors, path

@@ -7,7 +7,7 @@ __all__ = ['lr_factor', 'Part', 'Stage', 'compute_dtype', 'train_step', 'report'
            'look', 'fit']
 
 # %% ../../nbs/base/44_training.ipynb #imports
-import contextlib, math, os
+import contextlib, math, os, warnings
 from functools import partial
 from pathlib import Path
 import torch
@@ -220,6 +220,8 @@ def _accelerator():
     # Buffers hold what no process needs of another. Sent before each pass, they would be written
     # to between a discriminator's two passes and their gradients, which torch 2.6 refuses.
     alone = DistributedDataParallelKwargs(broadcast_buffers=False)
+    # Newer torch has another word for it, which Accelerate cannot pass on.
+    warnings.filterwarnings('ignore', '`broadcast_buffers`', FutureWarning)
     return Accelerator(mixed_precision='no', cpu=on_cpu, kwargs_handlers=[alone])
 
 
