@@ -76,7 +76,7 @@ def measure(case,      # a `Case`
         if memory := peak_memory(f, device): row[f'{k}_memory'] = memory
     calls = {k: max(1, round(0.05 / seconds(f, device))) for k, f in forms.items()}
     took = {k: [] for k in forms}
-    with kept_memory():                                  # as in training and in sampling
+    with kept_memory():                                  # as in training
         for _ in range(rounds):
             for k, f in forms.items():
                 took[k].append(seconds(lambda: [f() for _ in range(calls[k])], device) / calls[k])
