@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from ..base.onednn import by_onednn
-from ..base.memory import kept_memory
 from ..base.presets import STAGE2
 from ..base.results import record
 from ..base.trees import check, nearest
@@ -76,10 +75,9 @@ def measure(case,      # a `Case`
         if memory := peak_memory(f, device): row[f'{k}_memory'] = memory
     calls = {k: max(1, round(0.05 / seconds(f, device))) for k, f in forms.items()}
     took = {k: [] for k in forms}
-    with kept_memory():                                  # as in training
-        for _ in range(rounds):
-            for k, f in forms.items():
-                took[k].append(seconds(lambda: [f() for _ in range(calls[k])], device) / calls[k])
+    for _ in range(rounds):
+        for k, f in forms.items():
+            took[k].append(seconds(lambda: [f() for _ in range(calls[k])], device) / calls[k])
     for k, t in took.items():
         row |= {k: statistics.median(t), f'{k}_low': min(t), f'{k}_high': max(t)}
     if case.plain:
