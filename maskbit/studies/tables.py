@@ -93,7 +93,7 @@ class Budget:
 
 BUDGETS = {
     'core': Budget(change(STAGE1['shapes'], {'model.base_channels': 16, 'model.embedding': 16,
-                                             'train.precision': 'float32'}),
+                                             'loss.entropy': 0.04, 'train.precision': 'float32'}),
                    change(STAGE2['tiny'], {'train.steps': 3000, 'train.batch': 32,
                                            'train.microbatch': 32, 'train.save_every': 300}),
                    16_000, 1000, 2000, 500, (1e-3, 3e-3, 6e-3), (1.0, 2.0, 4.0), (1.0, 2.0, 4.0)),
