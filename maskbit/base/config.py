@@ -236,6 +236,8 @@ class GeneratorConfig:
     dropout: float = 0.1    # on embeddings, attention and both residual branches
     # what the transformer reads: bits (MaskBit) or a learned table for each group (MaskGIT)
     input: Literal['bits', 'embedding'] = 'bits'
+    # what it predicts of bits: each group for itself (the paper), or jointly the whole token
+    head: Literal['groups', 'joint'] = 'groups'
     # normalize after each addition (the released models), or before each part
     norm: Literal['post', 'pre'] = 'post'
     sample: SampleConfig = SampleConfig() # how its pictures are best drawn
@@ -251,6 +253,9 @@ class GeneratorConfig:
               f'dropout is {self.dropout}: choose 0 or more, and less than 1.')
         check(self.groups >= 1 and self.bits % self.groups == 0, f'groups is {self.groups}, '
               f'which does not divide bits = {self.bits}: choose a divisor of {self.bits}.')
+        check(self.head == 'groups' or self.input == 'bits' and self.bits <= 14, 'A joint head has '
+              'a logit for each of 2^bits tokens, and reads bits: choose at most 14 bits, and input '
+              'bits, or head groups.')
         check(self.width % self.heads == 0, f'heads is {self.heads}, '
               f'which does not divide width = {self.width}: choose a divisor.')
         check(len(self.class_names) in (0, self.classes), f'class_names has '

@@ -15,7 +15,7 @@ from ..base.counters import uniform
 from ..base.pretrained import fingerprint, same_model, start_from
 from ..base.training import Part, Stage, fit
 from ..base.trees import change, check
-from .generator import make_generator
+from .generator import EXCLUDED, make_generator, to_predict
 from .masking import draw_mask, split_groups
 from .sampling import sample
 
@@ -55,7 +55,19 @@ def hidden(self: GeneratorStage, step, device):
     "Mean number of hidden groups per sample in the global batch of a step."
     t = self.config.train
     samples = torch.arange(step * t.batch, (step + 1) * t.batch, device=device)
-    return self.mask(t.seed, samples).sum() / t.batch
+    mask = self.mask(t.seed, samples)
+    return to_predict(mask.long(), mask, self.config.model)[1].sum() / t.batch
+
+
+def _cross_entropy(logits, values, # (B, n, N, codes), (B, n, N)
+                   smoothing, head): # of the loss, of the generator
+    "Of each value, smoothed over the values that are not excluded: (B, n, N)."
+    if head == 'groups':
+        return F.cross_entropy(logits.flatten(0, 2), values.flatten(), label_smoothing=smoothing,
+                               reduction='none').view_as(values)
+    logp, possible = logits.log_softmax(-1), logits > EXCLUDED
+    evenly = (logp * possible).sum(-1) / possible.sum(-1)
+    return -(1 - smoothing) * logp.gather(-1, values[..., None])[..., 0] - smoothing * evenly
 
 
 @patch
@@ -66,10 +78,10 @@ def loss(self: GeneratorStage, name, batch, step):
     dropped = uniform(seed, 'label', n) < cfg.label_dropout
     labels = batch['labels'].masked_fill(dropped, c.classes)
     logits = self.parts[name].model(groups, mask, labels).float()
-    each = F.cross_entropy(logits.flatten(0, 2), groups.flatten(),
-                           label_smoothing=cfg.label_smoothing, reduction='none').view_as(mask)
+    groups, mask = to_predict(groups, mask, c)
+    each = _cross_entropy(logits, groups, cfg.label_smoothing, c.head)
     hidden = self.hidden(step, n.device)
-    if cfg.over == 'all': loss = each.sum() / len(n) / (c.positions * c.groups)
+    if cfg.over == 'all': loss = each.sum() / len(n) / each[0].numel()
     else: loss = (each * mask).sum() / len(n) / hidden
     right = ((logits.argmax(-1) == groups) & mask).sum() / len(n) / hidden
     return loss, {'loss': loss, 'accuracy': right}
@@ -83,6 +95,7 @@ def evaluate(self: GeneratorStage, model, batches, gather):
         groups = split_groups(self.indices(b), c.bits, c.groups)
         mask = self.mask('evaluate', b['n'])
         logp = model(groups, mask, b['labels']).float().log_softmax(-1)
+        groups, mask = to_predict(groups, mask, c)
         each = logp.gather(-1, groups[..., None])[..., 0]                      # (B, n, N)
         right = (logp.argmax(-1) == groups) & mask
         sums.append(torch.stack([-(each * mask).sum(), right.sum(), mask.sum()]).cpu().double())

@@ -127,6 +127,7 @@ def sample_tokens(generator,      # a `Generator` or `MaskGIT`, in evaluation mo
     for i in range(len(guided)):
         logits = guided_logits(generator, groups, mask, labels, weights[i] if guided[i] else None)
         value, logp = _draw(logits, cfg.softmax_temperature, (seed, picture, i))
+        if c.head == 'joint': value = split_groups(value.squeeze(-1), c.bits, c.groups)
         finite &= logp.isfinite().all()
         groups = torch.where(mask, value, groups)
         gumbel = noise[i, :, None, None] * _gumbel(mask, (seed, picture, i))

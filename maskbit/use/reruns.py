@@ -33,28 +33,21 @@ class Roadmap:
         run_roadmap(*astuple(self))
 
 # %% ../../nbs/use/63_reruns.ipynb #tables
-_TABLES = '3a', '3b', '4a', '4b', 'sensitivity'
-
-
 @dataclass(frozen=True)
 class Tables:
-    """Train and measure the rows of Tables 3 and 4, and the sensitivity of the bundled generator to
-    its sampling settings."""
-    tables: tuple[Literal[_TABLES], ...] = _TABLES  # which
-    seeds: tuple[int, ...] = (0, 1)        # one run of every row for each
-    tokenizer_steps: int = 450             # training steps of each tokenizer
-    generator_steps: int = 800             # training steps of each generator
-    count: int = 1000                      # samples measured
-    out: Path = Path('runs/tables')        # folder of the training runs
-    results: Path = Path('runs/results')   # folder of the measured results
+    """Tune, train and measure the rows of Tables 3 and 4; what is measured already is not run again.
+    Says first what it will cost."""
+    tables: tuple[Literal['3a', '3b', '4a', '4b'], ...] = ('3a', '3b', '4a', '4b') # which
+    seeds: tuple[int, ...] = (0, 1, 2, 3)   # 0 tunes, the others are measured
+    scale: Literal['core', 'paper'] = 'core' # core is for a processor core
+    images: str = 'shapes'                  # training images: shapes or a folder
+    validation: str = ''                    # folder of validation images, if images is a folder
+    out: Path = Path('runs')                # folder of the training runs
+    results: Path = Path('runs/results')    # folder of the measured results
 
     def __call__(self):
-        from maskbit.studies.tables import run_sensitivity, run_tables
-        tables = [t for t in self.tables if t != 'sensitivity']
-        run_tables(tables, self.seeds, self.tokenizer_steps, self.generator_steps,
-                   count=self.count, out=self.out, results=self.results)
-        if 'sensitivity' in self.tables:
-            run_sensitivity(self.seeds, self.count, results=self.results)
+        from maskbit.studies.table_runs import run_tables
+        run_tables(*astuple(self))
 
 # %% ../../nbs/use/63_reruns.ipynb #train-bundled
 @dataclass(frozen=True)
