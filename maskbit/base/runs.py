@@ -6,7 +6,7 @@
 __all__ = ['SIGNALS', 'identity', 'last_good', 'lock_run', 'open_run', 'run_name', 'on_disk', 'Stopped', 'StopSignal']
 
 # %% ../../nbs/base/40_runs.ipynb #imports
-import contextlib, errno, json, operator, os, secrets, signal, threading
+import contextlib, errno, itertools, json, operator, os, secrets, signal, threading
 from dataclasses import asdict
 from pathlib import Path
 import torch
@@ -182,6 +182,8 @@ class StopSignal:
         self.stop, self.asked, self.old = None, None, {}
         several = dist.is_available() and dist.is_initialized()
         self.group = dist.new_group(backend='gloo') if several else None
+        # held here, since a thread that has to free a tensor waits for Python, and may for ever
+        self.flags = itertools.cycle([torch.zeros((), dtype=torch.long) for _ in range(2)])
         if threading.current_thread() is threading.main_thread():
             for s in SIGNALS: self.old[s] = signal.signal(s, self.on)
         return self
@@ -194,7 +196,7 @@ class StopSignal:
     def agreed(self):
         "The signal, once all processes know of it; to be called by all of them after each step."
         if not self.group: return self.stop
-        before, flag = self.asked, torch.tensor(self.stop or 0)
+        before, flag = self.asked, next(self.flags).fill_(self.stop or 0)
         self.asked = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, self.group, async_op=True)
         if not before: return None
         flag, comparison = before
@@ -206,3 +208,4 @@ class StopSignal:
         if not self.group or kind: return
         if self.asked: self.asked[1].wait()
         dist.destroy_process_group(self.group)
+        self.group = None                                  # before the flags
