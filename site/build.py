@@ -1,7 +1,7 @@
 """The book as a site: `python site/build.py` makes build/site, which any web server can serve, and no
 other host is asked when it is read. Needs `pip install -e '.[site]'`, and npm for MathJax and
 onnxruntime-web, which are fetched once, into build/npm."""
-import json, shutil, subprocess, sys
+import argparse, json, shutil, subprocess, sys
 from pathlib import Path
 import pages
 from conf import cfg
@@ -77,4 +77,6 @@ def build():
     print(f'The site is in {SITE}: python -m http.server --directory {SITE}')
 
 
-if __name__ == '__main__': build()
+if __name__ == '__main__':
+    argparse.ArgumentParser(description=' '.join(__doc__.split())).parse_args()     # --help, and no words
+    build()
