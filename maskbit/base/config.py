@@ -9,6 +9,7 @@ __all__ = ['Schedule', 'TokenizerConfig', 'Stage1LossConfig', 'DiscriminatorConf
 # %% ../../nbs/base/10_config.ipynb #imports
 from dataclasses import dataclass
 from typing import Literal
+from fastcore.basics import patch
 from .trees import at_least, at_most, check, check_choices
 
 # %% ../../nbs/base/10_config.ipynb #tokenizer-config
@@ -35,11 +36,10 @@ class TokenizerConfig:
         check(1 <= self.bits <= 24, f'bits is {self.bits}: choose 1 to 24.')
         at_least(self, base_channels=8, blocks=1, embedding=1, resolution=1)
         at_most(self, base_channels=8192, blocks=100, embedding=65_536, resolution=65_536)
-        stages, widest = len(self.channel_mult), max(self.channel_mult, default=0)
-        check(stages <= 12 and widest <= 64, f'channel_mult is {self.channel_mult}: '
-              'choose at most 12 stages, and 64 times the channels.')
-        check(stages > 0 and min(self.channel_mult) >= 1, f'channel_mult is {self.channel_mult}: '
-              'choose a whole number from 1 up for each stage.')
+        stages = len(self.channel_mult)
+        check(1 <= stages <= 12 and all(1 <= m <= 64 for m in self.channel_mult),
+              f'channel_mult is {self.channel_mult}: '
+              'choose a whole number from 1 to 64 for each of at most 12 stages.')
         check(self.base_channels % 8 == 0, f'base_channels is {self.base_channels}: '
               'choose a multiple of 8, GroupNorm splits it into groups.')
         check(self.resolution % self.stride == 0, f'resolution is {self.resolution}, '
@@ -62,8 +62,7 @@ class Stage1LossConfig:
     # network of the perceptual loss
     perceptual: Literal['lpips', 'resnet50', 'resnet50-both', 'lite0', 'lite0-features', 'shapes',
                         'shapes-features', 'shapes-both', 'none'] = 'resnet50'
-    # a local copy of its weights (VGG16 or ResNet50), instead of a download
-    perceptual_file: str = ''
+    perceptual_file: str = ''          # its weights (VGG16 or ResNet50), instead of a download
     perceptual_weight: float = 0.1     # weight of the perceptual loss
     # side in pixels that the network sees both pictures at, 0 for their own
     perceptual_size: int = 224
@@ -261,12 +260,17 @@ class GeneratorConfig:
         check(len(self.class_names) in (0, self.classes), f'class_names has '
               f'{len(self.class_names)} names for {self.classes} classes: give one for each.')
 
-    @property
-    def codes(self): return 2 ** (self.bits // self.groups)
-    @property
-    def positions(self): return self.side ** 2
-    @property
-    def names(self): return self.class_names or tuple(map(str, range(self.classes)))
+# %% ../../nbs/base/10_config.ipynb #generator-sizes
+@patch(as_prop=True)
+def codes(self: GeneratorConfig): return 2 ** (self.bits // self.groups)    # of a group
+
+
+@patch(as_prop=True)
+def positions(self: GeneratorConfig): return self.side ** 2
+
+
+@patch(as_prop=True)
+def names(self: GeneratorConfig): return self.class_names or tuple(map(str, range(self.classes)))
 
 # %% ../../nbs/base/10_config.ipynb #stage2-loss-config
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def regroup(batches): # of pictures (B, 3, H, W), numbered from 0, or of (pictur
 # of pictures (B, 3, H, W) uint8
 def _digest(pictures): return hashlib.sha256(pictures.cpu().numpy().tobytes()).digest()
 
-
+# %% ../../nbs/base/55_judges.ipynb #panel-class
 class Panel:
     "What several networks saw of one set of pictures, or one process of its part of them."
     def __init__(self, networks,  # names, or `FeatureNetwork`s

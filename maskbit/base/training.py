@@ -244,8 +244,15 @@ def _tell_row(row, step, shown, bar, log, run):
     with on_disk(run): log and log.write(step, row)
 
 
+def _rescue(bads, memo, save, step):
+    "Save what was trained before a batch that cannot be read."
+    if bads: _skipped(step, torch.stack(bads).tolist(), memo)
+    save(step)
+
+
 def _make_up(accelerator, stage, ema, valid, step, train, memo, log, run):
-    "The evaluation of the step that a run continues from: as it was logged, or made now."
+    "The evaluation due at the step that a run continues from: as it was logged, or made now."
+    if not step or not due(step, train, None)[2]: return
     if done := logged(run, step): note_best(memo, step, done)
     else: look(accelerator, stage, ema, valid, step, train, memo, log, run)
 
@@ -273,11 +280,8 @@ def fit(make_stage,     # function of a device that returns the `Stage`
         log, bads = Log(run, start, config) if main else None, []
         bar = held.enter_context(_bar(start, train.steps, title, quiet or not main))
         save = partial(_save, main, run, stage, ema, train, memo)
-        def rescue(step):
-            if bads: _skipped(step, torch.stack(bads).tolist(), memo)
-            save(step)
-        if start and due(start, train, None)[2]:
-            _make_up(accelerator, stage, ema, valid, start, train, memo, log, run)
+        rescue = partial(_rescue, bads, memo, save)
+        _make_up(accelerator, stage, ema, valid, start, train, memo, log, run)
         for step, logs, bad in train_steps(accelerator, stage, ema, loader, slices, start, train,
                                            rescue):
             bads.append(bad)

@@ -85,15 +85,19 @@ class TokenizerStage(Stage):
     def export(self, model, folder, of):
         model.save_pretrained(folder, about={'training': asdict(self.config)}, of=of)
 
-    def evaluate(self, model, batches, gather):
-        network = score_network(self.config.data.images)
-        pairs = ((b['images'], b['n']) for b in batches)
-        found = evaluate_tokenizer(model, pairs, networks=[network], gather=gather)
-        metrics = found['metrics']
-        return {network.distance: metrics.pop(network.distance)} | metrics
+# %% ../../nbs/stage1/60_tokenizer_training.ipynb #looks
+@patch
+def evaluate(self: TokenizerStage, model, batches, gather):
+    network = score_network(self.config.data.images)
+    pairs = ((b['images'], b['n']) for b in batches)
+    found = evaluate_tokenizer(model, pairs, networks=[network], gather=gather)
+    metrics = found['metrics']
+    return {network.distance: metrics.pop(network.distance)} | metrics
 
-    def pictures(self, model, batch): # each above its reconstruction
-        return torch.cat([batch['images'], model(batch['images']).images])
+
+@patch
+def pictures(self: TokenizerStage, model, batch): # each above its reconstruction
+    return torch.cat([batch['images'], model(batch['images']).images])
 
 # %% ../../nbs/stage1/60_tokenizer_training.ipynb #count
 @patch

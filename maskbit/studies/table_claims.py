@@ -27,7 +27,7 @@ class Claim:
     published: str  # the paper's two numbers
     against: str = ''  # what would count against its reason
 
-
+# %% ../../nbs/studies/34_table_claims.ipynb #claims-list
 _VQ, _LFQ, _MASKBIT = 'vq-12-embedding-1-1t', 'lfq-12-embedding-1-1t', 'lfq-12-bits-2-1t'
 CLAIMS = (
     Claim('3a', 'LFQ tokens are easier for an embedding generator', _VQ, _LFQ, 'above',
@@ -52,7 +52,7 @@ CLAIMS = (
     Claim('flips', 'a flipped bit moves an LFQ picture less than a VQ picture', 'vq-12', 'lfq-12',
           'flips', 'Figure 3'))
 
-# What explains, and is no claim of the paper: shown with intervals, without a verdict
+# %% ../../nbs/studies/34_table_claims.ipynb #contrasts-list
 CONTRASTS = (
     Claim('own', 'a joint head in place of two groups', _MASKBIT, 'lfq-12-joint-2-1t', 'nats', '-'),
     Claim('own', 'the same, samples', _MASKBIT, 'lfq-12-joint-2-1t', 'above', '-'),
@@ -66,11 +66,13 @@ def _wrong(want, had): # what identifies a row, and what was stored
     "The fields that differ, in words."
     out = []
     for k, v in want.items():
+        if k not in had:
+            out.append(f'{k} is missing')
+            continue
         if not is_dataclass(v):
             same = json.loads(json.dumps(v)) == had.get(k)
             if not same: out.append(f'{k} is {had.get(k)} and should be {v}')
             continue
-        check(k in had, f'it has no {k}')
         found = diff(v, from_json(type(v), json.dumps(had[k])))
         out += [f'{k}.{field} is {b} and should be {a}' for field, (a, b) in found.items()]
     return out

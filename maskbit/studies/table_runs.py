@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from ..base.monitor import read_log
 from ..base.results import RESULTS, record
 from ..base.trees import change, check
 from ..stage1.tokenizer import Tokenizer
@@ -20,6 +19,7 @@ from ..stage2.generator import make_generator
 from ..stage2.generator_training import train_generator
 from ..stage2.sampling import sample_tokens
 from ..stage2.token_cache import write_cache
+from .ablation import seconds_a_step
 from .tables import TABLES, Study
 
 # %% ../../nbs/studies/32_table_runs.ipynb #jobs
@@ -32,7 +32,7 @@ def about(self: Study, seed, tokenizer, row=None, rate=None, sample=None):
         {'stage2': self.generator_config(row, seed, rate)} if row else {}) | (
         {'sample': sample} if sample else {})
 
-
+# %% ../../nbs/studies/32_table_runs.ipynb #of-each
 def _of_generators(study, rows, seed):
     "The jobs of the generators that rows need: at every learning rate, or at the one decided upon."
     for r in {r.generator: r for r in rows}.values():
@@ -53,7 +53,7 @@ def _of_samples(study, r, seed):
     def measure(): return study._samples(r, seed, study.rate(r), study.sampling(r), b.count)
     return r.name, about, measure
 
-
+# %% ../../nbs/studies/32_table_runs.ipynb #jobs-list
 def jobs(study,  # a `Study`
          tables, # 3a, 3b, ...
          seed):  # 0 tunes
@@ -65,16 +65,6 @@ def jobs(study,  # a `Study`
     return [*out, *_of_generators(study, rows, seed), *(_of_samples(study, r, seed) for r in rows)]
 
 # %% ../../nbs/studies/32_table_runs.ipynb #cost
-def _seconds_a_step(train, config): # train: function of a configuration and a folder
-    "Measured on eight steps of a run that is thrown away."
-    c = change(config, {'train.steps': 8, 'train.log_every': 1, 'train.save_every': 8,
-                        'train.eval_every': 0})
-    with tempfile.TemporaryDirectory() as d:
-        train(c, d)
-        seconds = [r['seconds'] for r in read_log(d)]
-    return (seconds[-1] - seconds[1]) / (len(seconds) - 2)
-
-
 @patch
 def _sampling_seconds(self: Study, row, config):
     "Of drawing the samples of a row once, by an untrained generator."
@@ -84,7 +74,7 @@ def _sampling_seconds(self: Study, row, config):
     steps = self.sampling(row, 1.0, 1.0).steps
     return (time.time() - start) / 4 * steps * self.budget.count / pictures
 
-
+# %% ../../nbs/studies/32_table_runs.ipynb #all-costs
 @patch
 def cost(self: Study, tables):
     "{tokenizer, generator or row: minutes of one run here}."
@@ -97,13 +87,13 @@ def cost(self: Study, tables):
             ready = change(one, {'loss.unquantized': 0, 'loss.gan_start': 0})
             def train(c, d): train_tokenizer(c, data, d, quiet=True)
             renumber = r.tokenizer.startswith('renumbered')
-            each = 0 if renumber else _seconds_a_step(train, ready)
+            each = 0 if renumber else seconds_a_step(train, ready)
             found[r.tokenizer] = each * one.train.steps / 60
         if r.generator not in found:
             with tempfile.TemporaryDirectory() as tokens:
                 cache = write_cache(Tokenizer(one.model), few, f'{tokens}/cache', quiet=True)
                 def train(c, d): train_generator(c, cache, d, quiet=True)
-                found[r.generator] = _seconds_a_step(train, two) * b.stage2.train.steps / 60
+                found[r.generator] = seconds_a_step(train, two) * b.stage2.train.steps / 60
         found[r.name] = self._sampling_seconds(r, two) / 60
     return found
 

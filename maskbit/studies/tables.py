@@ -192,7 +192,7 @@ def tokens(self: Study, name, seed):
                                               device=next(tok.parameters()).device)
     return cache(self.data('stage2', b.images), 'tokens'), cache(self.data('eval', b.held_out), 'held-out')
 
-
+# %% ../../nbs/studies/30_tables.ipynb #measured-tokenizer
 @patch
 def measure_tokenizer(self: Study, name, seed):
     tok, count = self.tokenizer(name, seed).cpu(), self.budget.count

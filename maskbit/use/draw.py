@@ -81,6 +81,13 @@ def _files(folder, rows, columns, config):
     check(not there, f'{folder} holds {", ".join(there[:3])} already: give another folder.')
     return files
 
+
+def _store(images, names, columns, out, files): # of single pictures; None for a grid
+    from torchvision.transforms.functional import to_tensor
+    from maskbit.base.storage import write_picture
+    if not files: return write_picture(out, to_tensor(labelled(images, names, columns))[None])
+    for image, file in zip(images, files): write_picture(file, image[None])
+
 # %% ../../nbs/use/62_draw.ipynb #sample
 @dataclass(frozen=True)
 class Sample:
@@ -103,8 +110,6 @@ class Sample:
     sampler: tyro.conf.OmitArgPrefixes[Sampler] = Sampler() # settings
 
     def __call__(self):
-        from torchvision.transforms.functional import to_tensor
-        from maskbit.base.storage import write_picture
         from maskbit.base.training import compute_dtype
         from maskbit.stage2.sampling import sample
         for k in ('columns', 'enlarge', 'batch'):
@@ -119,10 +124,7 @@ class Sample:
         gen.to(compute_dtype(self.precision))
         images = sample(gen, tok, labels, self.seed, self.batch, False, **self.sampler.given())
         for side in (2, 3): images = images.repeat_interleave(self.enlarge, side)
-        names = [gen.config.names[k] for k in rows]
-        if grid: write_picture(self.out, to_tensor(labelled(images, names, self.columns))[None])
-        else:
-            for image, file in zip(images, files): write_picture(file, image[None])
+        _store(images, [gen.config.names[k] for k in rows], self.columns, self.out, files)
         print(f'{len(images)} pictures are in {self.out}.')
 
 # %% ../../nbs/use/62_draw.ipynb #reconstruct
