@@ -50,6 +50,7 @@ def write_models(folder):
     import torch
     from maskbit import Generator, Shapes, Tokenizer
     from maskbit.base.storage import write_picture
+    from maskbit.studies.flips import flip
     from maskbit.use.draw import labelled
     from maskbit.use.export import export_onnx
     tok, gen = Tokenizer.from_pretrained('shapes'), Generator.from_pretrained('shapes')
@@ -60,9 +61,9 @@ def write_models(folder):
     (folder/'pictures').mkdir()
     for name, image in zip(names, first):
         write_picture(folder/f'pictures/{name}.png', image[None], padding=0)
-    flips = torch.tensor([0, *(1 << b for b in range(tok.config.bits))])
-    tokens = tok.encode(first)[:, None] ^ flips[:, None, None]
-    still = labelled(tok.decode(tokens.flatten(0, 1)), names, len(flips))
+    tokens = tok.encode(first)
+    rows = torch.stack([tokens, *(flip(tokens, b) for b in range(tok.config.bits))], 1)
+    still = labelled(tok.decode(rows.flatten(0, 1)), names, rows.shape[1])
     still.save(folder/'bits.png')
 
 

@@ -18,10 +18,13 @@ RUNS = {
     'vq, patchgan': ('tokenizer', {
         'model.quantizer': 'vq', 'loss.gan_adaptive': True, 'loss.gan_loss': 'non-saturating',
         'discriminator.kind': 'patchgan', 'loss.gan_start': 2}),
+    'vq, unquantized first': ('tokenizer', {'model.quantizer': 'vq', 'loss.unquantized': 4}),
+    'lfq, ahead': ('tokenizer', {'loss.gan_start': 4, 'loss.gan_ahead': 2}),
     'taming': ('tokenizer', {'model.autoencoder': 'taming', 'loss.norm': 'l1', 'loss.entropy': 0.0}),
     'maskbit': ('generator', {'model.dropout': 0.0}),
     'maskbit, dropout': ('generator', {}),
     'maskbit, all': ('generator', {'model.dropout': 0.0, 'loss.over': 'all', 'model.norm': 'pre'}),
+    'joint': ('generator', {'model.dropout': 0.0, 'model.head': 'joint'}),
     'maskgit': ('generator', {'model.dropout': 0.0, 'model.input': 'embedding'}),
     'maskbit, images': ('generator', {'model.dropout': 0.0})}
 

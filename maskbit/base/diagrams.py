@@ -102,9 +102,9 @@ def sign(v): # a number
 
 # %% ../../nbs/base/16_diagrams.ipynb #levels
 def levels(ax, x, y, # the left end, and the middle
-           sizes,    # of each level (side in pixels, channels, text)
-           w=0.55):  # width of a level
+           sizes):   # of each level (side in pixels, channels, text)
     "The levels of a network from left to right; returns the place of the whole."
+    w = 0.55
     for i, (side, channels, text) in enumerate(sizes):
         h = 0.2 * np.log2(side)
         box(ax, x + (i + 0.5) * w, y, f'{side}²\n{channels}', w=w - 0.05, h=h)

@@ -12,11 +12,10 @@ from torch.nn import functional as F
 
 # %% ../../nbs/base/18_dropout.ipynb #dropout
 def dropout(x,  # (...)
-            p): # probability of a 0; on a CPU to the nearest 1/65,536
+            p): # probability of a 0, below 1; on a CPU to the nearest 1/65,536
     "Each value 0 with probability `p`, or else divided by 1 - p."
     if p == 0: return x
     if x.device.type != 'cpu' or torch.compiler.is_compiling(): return F.dropout(x, p)
-    if p >= 1: return x * 0
     n, zeros = x.numel(), min(round(p * 2 ** 16), 2 ** 16 - 1)
     draws = torch.empty(-(-n // 4), dtype=torch.int64, device=x.device).random_(-2 ** 63, None)
     kept = draws.view(torch.int16)[:n].view(x.shape) >= zeros - 2 ** 15

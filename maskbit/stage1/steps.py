@@ -13,7 +13,7 @@ import torch
 from ..base.config import Stage1Config
 from ..base.monitor import read_log
 from ..base.diagrams import box, levels, note, sheet
-from ..base.results import RESULTS, markdown_table, read_results, spread
+from ..base.results import RESULTS, markdown_table, read_results, shown
 from ..base.shapes import Shapes
 from ..base.trees import change, check, diff
 from . import roadmap
@@ -174,11 +174,7 @@ def result_table(*names): # of steps
     "Published beside measured, the mean over seeds and half of their range, if several."
     digits = {'kid_lite1': '.3f', 'frechet_lite1': '.0f', 'psnr': '.1f', 'ssim': '.2f',
               'features_lite1': '.2f', 'codes_used': ',.0f'}
-    def measured(rows):
-        if not rows: return ['not run'] * len(digits)
-        spreads = [(*spread(rows, k), d) for k, d in digits.items()]
-        if len(rows) == 1: return [f'{mean:{d}}' for mean, _, d in spreads]
-        return [f'{mean:{d}} ± {half:{d}}' for mean, half, d in spreads]
+    def measured(rows): return [shown([r['metrics'][k] for r in rows], d) for k, d in digits.items()]
     header = ['step', 'published: rFID, ImageNet', 'measured: KID, Lite1', 'Fréchet, Lite1', 'PSNR, dB',
               'SSIM', 'features, Lite1', 'codes used', 'seeds']
     found = {n: rows_of(n) for n in names}

@@ -9,7 +9,6 @@ __all__ = ['GeneratorStage', 'train_generator']
 from dataclasses import asdict
 import torch
 from fastcore.basics import patch
-from torch.nn import functional as F
 from ..base.config import Stage2Config
 from ..base.counters import uniform
 from ..base.pretrained import fingerprint, same_model, start_from
@@ -60,11 +59,8 @@ def hidden(self: GeneratorStage, step, device):
 
 
 def _cross_entropy(logits, values, # (B, n, N, codes), (B, n, N)
-                   smoothing, head): # of the loss, of the generator
-    "Of each value, smoothed over the values that are not excluded: (B, n, N)."
-    if head == 'groups':
-        return F.cross_entropy(logits.flatten(0, 2), values.flatten(), label_smoothing=smoothing,
-                               reduction='none').view_as(values)
+                   smoothing):     # of the loss
+    "Of each value, smoothed over the values that a joint head does not exclude: (B, n, N)."
     logp, possible = logits.log_softmax(-1), logits > EXCLUDED
     evenly = (logp * possible).sum(-1) / possible.sum(-1)
     return -(1 - smoothing) * logp.gather(-1, values[..., None])[..., 0] - smoothing * evenly
@@ -79,7 +75,7 @@ def loss(self: GeneratorStage, name, batch, step):
     labels = batch['labels'].masked_fill(dropped, c.classes)
     logits = self.parts[name].model(groups, mask, labels).float()
     groups, mask = to_predict(groups, mask, c)
-    each = _cross_entropy(logits, groups, cfg.label_smoothing, c.head)
+    each = _cross_entropy(logits, groups, cfg.label_smoothing)
     hidden = self.hidden(step, n.device)
     if cfg.over == 'all': loss = each.sum() / len(n) / each[0].numel()
     else: loss = (each * mask).sum() / len(n) / hidden

@@ -89,7 +89,7 @@ def _begin(c, count, start):
     return split_groups(check_tokens(tokens, c.bits), c.bits, c.groups), hidden.bool()
 
 # %% ../../nbs/stage2/40_sampling.ipynb #plan
-NO_GUIDANCE = 1e-4        # a weight below this changes no picture
+NO_GUIDANCE = 1e-4        # a weight below this moves no draw
 
 
 def _plan(totals, # groups to fill of each picture

@@ -8,6 +8,7 @@ __all__ = ['SHARES', 'hide_tokens', 'surprise', 'surprise_in_turn', 'hidden_coun
 # %% ../../nbs/studies/28_nats.ipynb #imports
 import torch
 from ..base.counters import uniform
+from ..base.pretrained import same_model
 from ..base.trees import check
 from ..stage2.generator import to_predict
 from ..stage2.masking import split_groups
@@ -46,23 +47,23 @@ SHARES = (100, 80, 50, 20, 5)   # of the tokens that are hidden, in percent
 
 def hidden_counts(pictures, n): # numbers of pictures -> (B,)
     "From 1 to n, each as often as any other among n pictures in a row, in a scattered order."
-    return 1 + (pictures * 37) % n if n % 37 else 1 + pictures % n
+    return 1 + (pictures * 37) % n
 
 
 @torch.no_grad()
 def nats_of(gen,      # a generator, in evaluation mode
             cache,    # a `TokenCache` of held-out pictures
-            count,    # how many of them
-            batch=64):
+            count):   # how many of them
     "{measure: nats a token}: the bound `nats`, `nats_in_turn`, and `nats_100` ... `nats_5`."
     c, device = gen.config, next(gen.parameters()).device
-    check(gen.config.tokenizer in ('', cache.tokenizer), 'The held-out tokens are those of another '
+    known = gen.config.tokenizer
+    check(not known or same_model(known, cache.tokenizer), 'The held-out tokens are those of another '
           'tokenizer than the one that the generator learned from: make them with that one.')
     check(count <= len(cache), f'{count} pictures are more than the {len(cache)} that are held out: '
           'ask for fewer.')
     found, n = {}, c.positions
-    for start in range(0, count, batch):
-        numbers = torch.arange(start, min(start + batch, count))
+    for start in range(0, count, 64):
+        numbers = torch.arange(start, min(start + 64, count))
         here = cache.fetch(numbers.tolist())
         groups = split_groups(here['indices'], c.bits, c.groups).to(device)
         labels = here['labels'].to(device)
@@ -71,11 +72,11 @@ def nats_of(gen,      # a generator, in evaluation mode
         for name, k in counts.items():
             hidden = hide_tokens(numbers, k, n).to(device)
             each = surprise(gen, groups, hidden, labels)
+            if name == 'nats': at_once, at_hand = each, hidden
             found.setdefault(name, []).append((each * hidden).sum(1) / hidden.sum(1))
-        hidden = hide_tokens(numbers, counts['nats'], n).to(device)
         first = hide_tokens(numbers, torch.ones_like(numbers), n).to(device).int().argmax(1)
-        turn = surprise_in_turn(gen, groups, hidden, labels, first)
-        together = surprise(gen, groups, hidden, labels).gather(1, first[:, None])[:, 0]
+        turn = surprise_in_turn(gen, groups, at_hand, labels, first)
+        together = at_once.gather(1, first[:, None])[:, 0]
         found.setdefault('nats_in_turn', []).append(turn - together)
     found = {k: float(torch.cat(v).double().mean()) for k, v in found.items()}
     return found | {'nats_in_turn': found['nats'] + found['nats_in_turn']}

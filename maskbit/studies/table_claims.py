@@ -9,8 +9,9 @@ __all__ = ['CLAIMS', 'CONTRASTS', 'MEASURES', 'Claim', 'read_tables', 'unmatched
 # %% ../../nbs/studies/34_table_claims.ipynb #imports
 import json, statistics
 from dataclasses import dataclass, is_dataclass
-from ..base.results import RESULTS, markdown_table, read_results
+from ..base.results import RESULTS, markdown_table, read_results, shown
 from ..base.trees import check, diff, from_json
+from .nats import SHARES
 from .table_runs import jobs
 from .tables import TABLES, Study
 from .verdicts import holm, paired, verdict
@@ -25,7 +26,7 @@ class Claim:
     after: str      # another
     measure: str    # nats, above or flips
     published: str  # the paper's two numbers
-    against: str = ''  # what would count against its reason
+    against: str = ''  # what would count against its reason, where the paper gives one
 
 # %% ../../nbs/studies/34_table_claims.ipynb #claims-list
 _VQ, _LFQ, _MASKBIT = 'vq-12-embedding-1-1t', 'lfq-12-embedding-1-1t', 'lfq-12-bits-2-1t'
@@ -159,11 +160,12 @@ def _interval(f): return f'{f.mean:+.3g} [{f.mean - f.half:+.3g}, {f.mean + f.ha
 
 
 def claim_table(rows): # of `read_tables`
-    "Each claim: published, measured with 95 % interval, and the verdict."
+    "Each claim: published, measured with 95 % interval, the verdict, what speaks against its reason."
     return markdown_table(
-        ['table', 'claim', 'published: gFID', 'measure', 'measured here', 'p (Holm)', 'seeds', 'verdict'],
+        ['table', 'claim', 'published: gFID', 'measure', 'measured here', 'p (Holm)', 'seeds', 'verdict',
+         'against its reason'],
         [(c.table, c.says, c.published, c.measure, _interval(f) if f else 'not run',
-          f'{p:.2g}' if f else '', f.seeds if f else '', said)
+          f'{p:.2g}' if f else '', f.seeds if f else '', said, c.against)
          for c, (f, p, said) in table_verdicts(rows).items()])
 
 
@@ -181,9 +183,7 @@ def show_table(rows,  # of `read_tables`
                name): # 3a, 3b, 4a or 4b
     "One of the paper's tables, published beside measured."
     def cell(row, measure, digits):
-        v = list(values(rows, row.name, measure).values())
-        if not v: return 'not run'
-        return f'{statistics.fmean(v):{digits}} ± {(max(v) - min(v)) / 2:{digits}}'
+        return shown(list(values(rows, row.name, measure).values()), digits)
     def tuned(row):
         r = next((r for s, r in rows.get(row.name, {}).items() if s), None)
         if not r: return ''
@@ -197,16 +197,15 @@ def show_table(rows,  # of `read_tables`
          len(values(rows, row.name, 'above'))) for row in TABLES[name]])
 
 
-def share_table(rows,              # of `read_tables`
-                tokenizer='lfq-12'): # whose rows
-    "Nats a token by the share that is hidden: where a generator is strong."
-    names = list(dict.fromkeys(r.name for t in TABLES.values() for r in t if r.tokenizer == tokenizer
+def share_table(rows): # of `read_tables`
+    "Nats a token on LFQ tokens by the share that is hidden: where a generator is strong."
+    names = list(dict.fromkeys(r.name for t in TABLES.values() for r in t if r.tokenizer == 'lfq-12'
                                and r.at_once == 1))
-    shares = [f'nats_{s}' for s in (100, 80, 50, 20, 5)]
+    shares = [f'nats_{s}' for s in SHARES]
     def cell(n, m):
         v = values(rows, n, m)
         return f'{statistics.fmean(v.values()):.2f}' if v else 'not run'
-    return markdown_table([f'{tokenizer}: hidden', *(f'{m[5:]} %' for m in shares)],
+    return markdown_table(['lfq-12: hidden', *(f'{m[5:]} %' for m in shares)],
                           [(n, *(cell(n, m) for m in shares)) for n in names])
 
 # %% ../../nbs/studies/34_table_claims.ipynb #curves

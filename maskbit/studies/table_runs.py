@@ -76,26 +76,29 @@ def _sampling_seconds(self: Study, row, config):
 
 # %% ../../nbs/studies/32_table_runs.ipynb #all-costs
 @patch
-def cost(self: Study, tables):
-    "{tokenizer, generator or row: minutes of one run here}."
-    rows = {r.name: r for t in tables for r in TABLES[t]}
+def cost(self: Study, wanted): # names of tokenizers, generators and rows
+    "{name: minutes of one run here}."
+    rows = {r.name: r for t in TABLES.values() for r in t}
     data, found, b = self.data('stage1', 64), {}, self.budget
     few = self.data('eval', 64)
     for r in rows.values():
         one, two = self.tokenizer_config(r.tokenizer, 0), self.generator_config(r, 0, 1e-3)
-        if r.tokenizer not in found:
+        if r.tokenizer in wanted - found.keys():
             ready = change(one, {'loss.unquantized': 0, 'loss.gan_start': 0})
             def train(c, d): train_tokenizer(c, data, d, quiet=True)
             renumber = r.tokenizer.startswith('renumbered')
             each = 0 if renumber else seconds_a_step(train, ready)
             found[r.tokenizer] = each * one.train.steps / 60
-        if r.generator not in found:
+        if r.generator in wanted - found.keys():
             with tempfile.TemporaryDirectory() as tokens:
                 cache = write_cache(Tokenizer(one.model), few, f'{tokens}/cache', quiet=True)
                 def train(c, d): train_generator(c, cache, d, quiet=True)
                 found[r.generator] = seconds_a_step(train, two) * b.stage2.train.steps / 60
-        found[r.name] = self._sampling_seconds(r, two) / 60
+        if r.name in wanted: found[r.name] = self._sampling_seconds(r, two) / 60
     return found
+
+
+def _whose(job): return job.removesuffix('-tuning').split('-lr')[0]
 
 
 @patch
@@ -104,8 +107,8 @@ def minutes(self: Study, name, cost): # of a job, `cost` as above
     if name.endswith('-tuning'):
         b = self.budget
         share = len(b.temperatures) * len(b.scales) * b.trial / b.count
-        return cost[name.removesuffix('-tuning')] * share
-    return cost[name.split('-lr')[0]]
+        return cost[_whose(name)] * share
+    return cost[_whose(name)]
 
 # %% ../../nbs/studies/32_table_runs.ipynb #run-tables
 def run_tables(tables=tuple(TABLES),   # which
@@ -125,7 +128,7 @@ def run_tables(tables=tuple(TABLES),   # which
     print(f'{study.group}: {len(every) - len(todo)} rows are measured, {len(todo)} are not.')
     if not todo: return
     study.results.mkdir(parents=True, exist_ok=True)
-    cost = study.cost(tables)
+    cost = study.cost({_whose(name) for _, name, *_ in todo})
     each = [study.minutes(name, cost) for _, name, *_ in todo]
     for i, (seed, name, about, measure) in enumerate(todo):
         print(f'{study.group}, {name}, seed {seed}: {each[i]:.1f} minutes of the '

@@ -13,7 +13,6 @@ import torch
 from fastcore.basics import patch
 from ..base.config import Stage1Config, Stage2Config
 from ..base.data import open_data
-from ..base.features import at_hand
 from ..base.judges import code_metrics, count_codes, evaluate_tokenizer
 from ..base.monitor import read_log
 from ..base.presets import STAGE1, STAGE2
@@ -25,6 +24,7 @@ from ..stage1.tokenizer_training import train_tokenizer
 from ..stage2.generator_training import train_generator
 from ..stage2.evaluation import evaluate_generator, plan_labels
 from ..stage2.token_cache import write_cache
+from .ablation import called, judge_of
 from .flips import token_changes
 from .nats import nats_of
 
@@ -144,15 +144,12 @@ class Study:
     @property
     def budget(self): return BUDGETS[self.scale]
     @property
-    def called(self):
-        folder = Path(self.images).absolute()
-        return folder.parent.name if folder.name == 'train' else folder.name
+    def called(self): return called(self.images)
     @property
     def group(self): return f'tables-{self.scale}' + f'-{self.called}' * (self.images != 'shapes')
     @property
     def judges(self):
-        best = 'inception' if self.scale == 'paper' and 'inception' in at_hand() else 'efficientnet-lite1'
-        return [best] + ['shapes'] * (self.images == 'shapes')
+        return [judge_of(self.scale == 'core')] + ['shapes'] * (self.images == 'shapes')
     @property
     def decides(self): return 'kid_' + self.judges[0].removeprefix('efficientnet-')
 

@@ -57,7 +57,7 @@ def _budget(rows, scale):
     known = {row: usual[row].train.steps for row in rows if row in usual}
     check(len(known) == len(rows), f'{", ".join(sorted(rows.keys() - known))}: the roadmap has no '
           'such row; remove it from the results.')
-    whole = planned(scale)['6-ema'].train.steps
+    whole = usual['6-ema'].train.steps
     found = {round(r['config']['train']['steps'] * whole / known[row])
              for row, seeds in rows.items() for r in seeds.values()}
     check(len(found) == 1, f'The rows have budgets of {sorted(found)} steps: measure them with one, '
@@ -91,13 +91,12 @@ def read_roadmap(group='roadmap-two-phase', # of rows
 
 # %% ../../nbs/studies/12_verdicts.ipynb #remarks
 def not_run(rows, # of `read_roadmap`
-            scale='two-phase',
             seeds=range(5)):
     "How many rows of these seeds are missing, and the command that runs them; empty if none is."
-    missing = [seed for row in planned(scale) for seed in seeds if seed not in rows.get(row, {})]
+    missing = [seed for row in planned() for seed in seeds if seed not in rows.get(row, {})]
     if not missing: return ''
-    return (f'{len(missing)} of {len(planned(scale)) * len(seeds)} rows are not run: maskbit roadmap '
-            f'--scale {scale} --seeds {" ".join(map(str, sorted(set(missing))))} --results nbs/results')
+    return (f'{len(missing)} of {len(planned()) * len(seeds)} rows are not run: maskbit roadmap '
+            f'--seeds {" ".join(map(str, sorted(set(missing))))} --results nbs/results')
 
 
 def remarks(rows): # of `read_roadmap`
@@ -170,10 +169,9 @@ def verdict(found,       # `Paired` of a claim
     return f'not seen here (an effect of {found.visible:.2g} would have been)'
 
 
-def verdicts(rows, # of `read_roadmap`
-             metric='kid_lite1'):
+def verdicts(rows): # of `read_roadmap`
     "{claim: (`Paired` or None, corrected p, verdict)}."
-    values = [differences(rows, c.before, c.after, metric) for c in CLAIMS]
+    values = [differences(rows, c.before, c.after) for c in CLAIMS]
     found = [paired(v, len(CLAIMS)) if len(v) > 1 else None for v in values]
     ps = holm([f.p if f else 1.0 for f in found])
     return {c: (f, p, verdict(f, p) if f else f'not run ({len(v)} of 2 seeds)')
@@ -184,16 +182,15 @@ def _signed(f): # `Paired`
     return f'{f.mean:+.3f} [{f.mean - f.half:+.3f}, {f.mean + f.half:+.3f}]'
 
 
-def verdict_table(rows, # of `read_roadmap`
-                  metric='kid_lite1'):
+def verdict_table(rows): # of `read_roadmap`
     "Each claim: published change, measured change with 95 % interval, and the verdict."
     def published(c):
         a, b = PUBLISHED[c.before], PUBLISHED[c.after]
         return f'{b - a:+.2f}' if a and b else 'figure only'
     cells = [(c.step, c.says, published(c), _signed(f) if f else 'not run', f'{p:.2g}' if f else '',
-              f.seeds if f else '', said) for c, (f, p, said) in verdicts(rows, metric).items()]
-    return markdown_table(['step', 'change', 'published: rFID', f'measured: {metric}',
-                           'p (Holm)', 'seeds', 'verdict'], cells)
+              f.seeds if f else '', said, c.against) for c, (f, p, said) in verdicts(rows).items()]
+    return markdown_table(['step', 'change', 'published: rFID', 'measured: kid_lite1',
+                           'p (Holm)', 'seeds', 'verdict', 'against it, too'], cells)
 
 
 def beside_table(rows): # of `read_roadmap`
@@ -209,17 +206,15 @@ def beside_table(rows): # of `read_roadmap`
         (c.step, c.says, *(cell(c, m) for m in digits)) for c in CLAIMS])
 
 
-def control_table(rows, # of `read_roadmap`
-                  metric='kid_lite1'):
+def control_table(rows): # of `read_roadmap`
     "Each recipe from step 2 to 5a against pixels alone, and step 1's against step 0's; no verdicts."
     pairs = [('control-recipe_0', 'symmetric')] + [('control-pixels', c.after) for c in CLAIMS[1:6]]
-    found = [(a, b, differences(rows, a, b, metric)) for a, b in pairs]
-    return markdown_table(['control', 'recipe', f'measured: {metric}', 'seeds'], [
+    found = [(a, b, differences(rows, a, b)) for a, b in pairs]
+    return markdown_table(['control', 'recipe', 'measured: kid_lite1', 'seeds'], [
         (a, b, _signed(paired(v)) if len(v) > 1 else 'not run', len(v)) for a, b, v in found])
 
 # %% ../../nbs/studies/12_verdicts.ipynb #draw
-def draw_roadmap(rows, # of `read_roadmap`
-                 metric='kid_lite1'):
+def draw_roadmap(rows): # of `read_roadmap`
     "Published bars; means of the rows with 95 % intervals; steps with their intervals, by verdict."
     from matplotlib import pyplot as plt
     names, fig = list(PUBLISHED), plt.figure(figsize=(10, 3.6), dpi=90)
@@ -227,19 +222,19 @@ def draw_roadmap(rows, # of `read_roadmap`
     left.barh(range(9), [PUBLISHED[n] or 0 for n in names], color='lightgray')
     for i, n in enumerate(names):
         left.text(0.1, i, PUBLISHED[n] or 'figure only', va='center', fontsize=8)
-        values = [r['metrics'][metric] for r in _row_of(rows, n).values()]
+        values = [r['metrics']['kid_lite1'] for r in _row_of(rows, n).values()]
         middle.plot(values, [i] * len(values), '.', color='tab:blue', alpha=0.4)
         if len(values) > 1: middle.errorbar(statistics.fmean(values), i, xerr=paired(values).half,
                                             fmt='|', color='tab:blue', capsize=3)
         if not values: middle.text(0.02, i, 'not run', va='center', fontsize=8,
                                    transform=middle.get_yaxis_transform())
     colours = {'confirmed': 'tab:green', 'contrary': 'tab:red', 'not': 'tab:gray'}
-    for i, (found, _, said) in enumerate(verdicts(rows, metric).values(), 1):
+    for i, (found, _, said) in enumerate(verdicts(rows).values(), 1):
         if found: right.errorbar(found.mean, i - 0.5, xerr=found.half, fmt='o', ms=4, capsize=3,
                                  color=colours[said.split()[0]])
     right.axvline(0, color='gray', lw=0.8)
     left.set_yticks(range(9), names); left.invert_yaxis()
     for ax, title in ((left, 'published: rFID, ImageNet 256 px'),
-                      (middle, f'measured: {metric}, rows'),
+                      (middle, 'measured: kid_lite1, rows'),
                       (right, 'steps: change, 95 % interval')): ax.set_title(title, fontsize=9)
     fig.tight_layout(); plt.show()

@@ -125,7 +125,8 @@ def stage1_case(config, dtype, batch, plain, device):
     lecam, see = copy.deepcopy(stage.extra.lecam), stage.perceptual
     images = torch.rand(batch, 3, side, side, device=device)
     data = {'images': images, 'n': torch.arange(batch, device=device)}
-    trainers = [PlainTrainer(net.parameters(), config.optim) for net in (tok, judge)]
+    trainers = [PlainTrainer(tok.parameters(), config.optim),
+                PlainTrainer(judge.parameters(), config.optim, averaged=False)]
     def losses():
         with torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16'):
             return plain_stage1_loss(tok, judge, see, lecam, config.loss, images)
@@ -133,7 +134,9 @@ def stage1_case(config, dtype, batch, plain, device):
         for trainer, loss in zip(trainers, losses()): trainer.update(loss)
     def error():
         with torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16'), torch.no_grad():
-            return relative(stage.loss('tokenizer', dict(data), 500)[0], losses()[0])
+            here = dict(data)                   # in which the first loss leaves its pictures
+            ours = [stage.loss(name, here, 500)[0] for name in ('tokenizer', 'discriminator')]
+            return max(map(relative, ours, losses()))
     return Case(step_of(stage, config, data, device), plain_step if plain else None, error,
                 1e-4 if dtype == 'float32' else 3e-2, dtype=dtype, items=batch,
                 flops=batch * sum(image_flops('tokenizer', config).values()))
@@ -152,7 +155,7 @@ def stage1(scale, device):
 # %% ../../nbs/use/68_paths.ipynb #stage2
 def stage2_case(config, dtype, batch, plain, device):
     "A step of Stage II from given tokens."
-    config = for_bench(config, dtype, batch)
+    config = for_bench(config, dtype, batch, **{'loss.label_dropout': 0.0})
     c, stage = config.model, GeneratorStage(config, device)
     theirs = PlainGenerator(stage.parts['generator'].model).to(device)
     trainer = PlainTrainer(theirs.parameters(), config.optim)
@@ -160,16 +163,18 @@ def stage2_case(config, dtype, batch, plain, device):
     tokens = torch.randint(2 ** c.bits, (batch, c.positions), device=device)
     data = {'indices': tokens, 'labels': n % c.classes, 'n': n + 500 * batch}
     step = step_of(stage, config, data, device)
-    def loss(net):
+    def loss():
         with torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16'):
             mask = stage.mask(config.train.seed, data['n'])
-            return plain_stage2_loss(net, tokens, mask, data['labels'], config.loss)
+            return plain_stage2_loss(theirs, tokens, mask, data['labels'], config.loss)
     def error():                                # no dropout: its random numbers differ
-        ours = stage.parts['generator'].model
-        with torch.no_grad(): found = relative(loss(ours.eval()), loss(theirs.eval()))
-        ours.train(); theirs.train()
+        nets = stage.parts['generator'].model, theirs
+        for net in nets: net.eval()
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16'):
+            found = relative(stage.loss('generator', data, 500)[0], loss())
+        for net in nets: net.train()
         return found
-    return Case(step, (lambda: trainer.update(loss(theirs))) if plain else None, error,
+    return Case(step, (lambda: trainer.update(loss())) if plain else None, error,
                 1e-4 if dtype == 'float32' else 1e-2, dtype=dtype, items=batch,
                 flops=batch * image_flops('generator', config)['generator'])
 

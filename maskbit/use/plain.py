@@ -139,11 +139,11 @@ def plain_sample(generator, labels, cfg, seed=0):
 # %% ../../nbs/use/67_plain.ipynb #plain-update
 class PlainTrainer:
     "AdamW, clipping and a moving average, one parameter after the other."
-    def __init__(self, parameters, optim):
+    def __init__(self, parameters, optim, averaged=True): # False of a discriminator
         self.parameters, self.optim = list(parameters), optim
         self.adam = torch.optim.AdamW(self.parameters, lr=optim.lr, betas=optim.betas,
                                       weight_decay=optim.weight_decay, foreach=False)
-        self.average = [p.detach().clone() for p in self.parameters]
+        self.average = [p.detach().clone() for p in self.parameters if averaged]
 
     def update(self, loss):
         loss.backward()
@@ -162,11 +162,13 @@ def plain_stage1_loss(tokenizer, judge, see, lecam, loss, images):
     z = plain_latent(s, images).float()
     hard = torch.where(z > 0, 1.0, -1.0)
     fakes = plain_picture(s, z + (hard - z).detach()).float()
+    judge.requires_grad_(False)                        # what follows is for the tokenizer to learn from
     token, mean = plain_entropies(z.flatten(2).mT, loss.temperature)
     total = (loss.reconstruction * F.mse_loss(fakes, images)
              + loss.perceptual_weight * see(fakes, images)
              + loss.commitment * F.mse_loss(z, hard) + loss.entropy * (token - mean)
              - loss.gan * judge(fakes).float().mean())
+    judge.requires_grad_(True)
     real, fake = judge(images).float(), judge(fakes.detach()).float()
     hinge = (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
     return total, hinge + loss.lecam * lecam(real, fake)[0]
