@@ -92,11 +92,14 @@ class Budget:
 
 
 BUDGETS = {
-    'core': Budget(change(STAGE1['shapes'], {'model.base_channels': 16, 'model.embedding': 16,
-                                             'loss.entropy': 0.04, 'train.precision': 'float32'}),
-                   change(STAGE2['tiny'], {'train.steps': 3000, 'train.batch': 32,
-                                           'train.microbatch': 32, 'train.save_every': 300}),
-                   16_000, 1000, 2000, 500, (1e-3, 3e-3, 6e-3), (1.0, 2.0, 4.0), (1.0, 2.0, 4.0)),
+    'core': Budget(change(STAGE1['shapes'], {
+                       'model.base_channels': 16, 'model.embedding': 16, 'loss.entropy': 0.04,
+                       'loss.entropy_boost_steps': 400, 'loss.gan_start': 1500,
+                       'train.precision': 'bfloat16', 'train.steps': 2000, 'train.save_every': 200}),
+                   change(STAGE2['tiny'], {
+                       'train.precision': 'bfloat16', 'train.steps': 2000, 'train.batch': 32,
+                       'train.microbatch': 32, 'train.save_every': 200}),
+                   16_000, 1000, 1000, 250, (3e-3, 6e-3), (1.0, 2.0, 4.0), (1.0, 4.0)),
     'paper': Budget(STAGE1['paper-12bit'], STAGE2['paper-12bit'], 1_281_167, 10_000, 50_000, 10_000,
                     (5e-5, 1e-4, 2e-4), (6.5, 8.2, 10.3), (5.8, 7.1, 8.4))}
 
@@ -168,6 +171,7 @@ def tokenizer_config(self: Study, name, seed): # such as lfq-12
     c, vq = self.budget.stage1, quantizer != 'lfq'
     return change(c, {'model.quantizer': 'vq' if vq else 'lfq', 'model.bits': int(bits),
                       'loss.unquantized': c.train.steps // 10 if vq else 0,
+                      'loss.entropy': 0.0 if vq else c.loss.entropy,
                       'data.images': self.called, 'train.seed': seed})
 
 
