@@ -10,6 +10,7 @@ import functools
 from dataclasses import dataclass
 import torch
 from ..base.loader import split_batch
+from ..base.networks import lite_network
 from ..base.presets import STAGE1, STAGE2, preset
 from ..base.trees import change, check, nearest
 from ..stage1.discriminator import DISCRIMINATORS
@@ -29,7 +30,8 @@ def _perceptual(name):
     "The frozen network of the perceptual loss on the current device, without its weights, or None."
     from torchvision.models import resnet50, vgg16
     from maskbit.base.classifier import Classifier
-    networks = {'resnet50': resnet50, 'lpips': lambda: vgg16().features, 'shapes': Classifier}
+    networks = {'resnet50': resnet50, 'lpips': lambda: vgg16().features, 'shapes': Classifier,
+                'lite0': lambda: lite_network('efficientnet-lite0')}
     return None if name == 'none' else networks[name.partition('-')[0]]()
 
 
@@ -50,7 +52,8 @@ def _tokenizer_flops(config):
     with torch.device('meta'):
         net = _perceptual(config.loss.perceptual)
         seen = _flops(net.eval(), _seen(config)) if net else 0
-    share = max(0, 1 - config.loss.gan_start / config.train.steps)  # of the steps have a discriminator
+    start = config.loss.gan_start - config.loss.gan_ahead
+    share = max(0, 1 - start / config.train.steps)  # of the steps have a discriminator
     encoder, decoder, judge = (g[f'{part} GFLOP'] * 1e9 for part in ('encoder', 'decoder', 'judge'))
     return {'tokenizer': 3 * (encoder + decoder), 'perceptual': 3 * seen,
             'discriminator': 8 * share * judge}
