@@ -10,11 +10,11 @@ __all__ = ['CLAIMS', 'CONTRASTS', 'MEASURES', 'Claim', 'read_tables', 'unmatched
 import json, statistics
 from dataclasses import dataclass, is_dataclass
 from ..base.results import RESULTS, markdown_table, read_results, shown
-from ..base.trees import check, diff, from_json
+from ..base.trees import check
 from .nats import SHARES
 from .table_runs import jobs
 from .tables import TABLES, Study
-from .verdicts import holm, paired, verdict
+from .verdicts import apart, holm, interval, paired, verdict
 
 # %% ../../nbs/studies/34_table_claims.ipynb #claims
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ def _wrong(want, had): # what identifies a row, and what was stored
             same = json.loads(json.dumps(v)) == had.get(k)
             if not same: out.append(f'{k} is {had.get(k)} and should be {v}')
             continue
-        found = diff(v, from_json(type(v), json.dumps(had[k])))
-        out += [f'{k}.{field} is {b} and should be {a}' for field, (a, b) in found.items()]
+        out += [f'{k}.{said}' for said in apart(v, had[k])]
     return out
 
 
@@ -156,15 +155,12 @@ def table_verdicts(rows): # of `read_tables`
     return out
 
 
-def _interval(f): return f'{f.mean:+.3g} [{f.mean - f.half:+.3g}, {f.mean + f.half:+.3g}]'
-
-
 def claim_table(rows): # of `read_tables`
     "Each claim: published, measured with 95 % interval, the verdict, what speaks against its reason."
     return markdown_table(
         ['table', 'claim', 'published: gFID', 'measure', 'measured here', 'p (Holm)', 'seeds', 'verdict',
          'against its reason'],
-        [(c.table, c.says, c.published, c.measure, _interval(f) if f else 'not run',
+        [(c.table, c.says, c.published, c.measure, interval(f) if f else 'not run',
           f'{p:.2g}' if f else '', f.seeds if f else '', said, c.against)
          for c, (f, p, said) in table_verdicts(rows).items()])
 
@@ -173,7 +169,7 @@ def contrast_table(rows): # of `read_tables`
     "The rows of our own, with intervals and without verdicts."
     found = [(c, *compared(rows, c)) for c in CONTRASTS]
     return markdown_table(['change', 'measure', 'measured here', 'seeds'], [
-        (c.says, c.measure, _interval(f) if f else 'not run', n) for c, f, n in found])
+        (c.says, c.measure, interval(f) if f else 'not run', n) for c, f, n in found])
 
 # %% ../../nbs/studies/34_table_claims.ipynb #show-table
 MEASURES = {'nats': '.2f', 'nats_in_turn': '.2f', 'floor': '.3f', 'above': '.3f', 'agreement': '.0%'}
