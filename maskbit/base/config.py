@@ -237,6 +237,7 @@ class GeneratorConfig:
     input: Literal['bits', 'embedding'] = 'bits'
     # what it predicts of bits: each group for itself (the paper), or jointly the whole token
     head: Literal['groups', 'joint'] = 'groups'
+    position_bias: bool = True # of what MaskGIT predicts: at each position (released code), or one for all
     # normalize after each addition (the released models), or before each part
     norm: Literal['post', 'pre'] = 'post'
     sample: SampleConfig = SampleConfig() # how its pictures are best drawn
@@ -255,6 +256,8 @@ class GeneratorConfig:
         check(self.head == 'groups' or self.input == 'bits' and self.bits <= 14, 'A joint head has '
               'a logit for each of 2^bits tokens, and reads bits: choose at most 14 bits, and input '
               'bits, or head groups.')
+        check(self.position_bias or self.input == 'embedding', 'Only a generator of embeddings has a '
+              'bias at each position to leave out: choose input embedding, or position_bias True.')
         check(self.width % self.heads == 0, f'heads is {self.heads}, '
               f'which does not divide width = {self.width}: choose a divisor.')
         check(len(self.class_names) in (0, self.classes), f'class_names has '

@@ -111,7 +111,8 @@ class MaskGIT(MaskedTransformer):
         super().__init__(config)
         codes, groups = config.codes, range(config.groups)
         self.tables = nn.ModuleList(nn.Embedding(codes + 1, config.width) for _ in groups)
-        self.bias = nn.ParameterList(torch.zeros(config.positions, codes) for _ in groups)
+        places = config.positions if config.position_bias else 1
+        self.bias = nn.ParameterList(torch.zeros(places, codes) for _ in groups)
         self.reset()
 
     def embed(self, groups, mask): # -> (B, n, width)

@@ -59,10 +59,12 @@ def jobs(study,  # a `Study`
          seed):  # 0 tunes
     "[(name, what is recorded of it, function that measures)], the last two made when it is its turn."
     rows, out = list({r.name: r for t in tables for r in TABLES[t]}.values()), []
+    own = [r for r in rows if not r.suspect]
     for name in {r.tokenizer: 0 for r in rows}:
         out.append((name, lambda n=name: study.about(seed, n),
                     lambda n=name: study.measure_tokenizer(n, seed)))
-    return [*out, *_of_generators(study, rows, seed), *(_of_samples(study, r, seed) for r in rows)]
+    return [*out, *_of_generators(study, rows if seed else own, seed),
+            *(_of_samples(study, r, seed) for r in own)]
 
 # %% ../../nbs/studies/32_table_runs.ipynb #cost
 @patch
@@ -79,7 +81,7 @@ def _sampling_seconds(self: Study, row, config):
 def cost(self: Study, wanted): # names of tokenizers, generators and rows
     "{name: minutes of one run here}."
     rows = {r.name: r for t in TABLES.values() for r in t}
-    data, found, b = self.data('stage1', 64), {}, self.budget
+    data, found = self.data('stage1', 64), {}
     few = self.data('eval', 64)
     for r in rows.values():
         one, two = self.tokenizer_config(r.tokenizer, 0), self.generator_config(r, 0, 1e-3)
@@ -93,7 +95,7 @@ def cost(self: Study, wanted): # names of tokenizers, generators and rows
             with tempfile.TemporaryDirectory() as tokens:
                 cache = write_cache(Tokenizer(one.model), few, f'{tokens}/cache', quiet=True)
                 def train(c, d): train_generator(c, cache, d, quiet=True)
-                found[r.generator] = seconds_a_step(train, two) * b.stage2.train.steps / 60
+                found[r.generator] = seconds_a_step(train, two) * two.train.steps / 60
         if r.name in wanted: found[r.name] = self._sampling_seconds(r, two) / 60
     return found
 

@@ -90,7 +90,9 @@ class PlanRoadmap:
 @dataclass(frozen=True)
 class PlanTables:
     "What `maskbit tables --scale paper` will cost on GPUs, by kind of work."
-    tables: tuple[Literal['3a', '3b', '4a', '4b'], ...] = ('3a', '3b', '4a', '4b') # which
+    # which; suspects are rows of our own beside 3a
+    tables: tuple[Literal['3a', '3b', '4a', '4b', 'suspects'], ...] = (
+        '3a', '3b', '4a', '4b', 'suspects')
     seeds: int = 4       # how many; the first tunes
     gpus: int = 8        # number of GPUs
     gpu: str = 'A100'    # which: A100, H100, H200, L40S or RTX-4090
