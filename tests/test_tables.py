@@ -11,7 +11,7 @@ TRAIN = {'train.batch': 4, 'train.save_every': 2, 'train.steps': 2}
 SMALL = Budget(change(STAGE1['tiny'], TRAIN | {
     'model.base_channels': 8, 'model.embedding': 16, 'discriminator.base_channels': 8}),
     change(STAGE2['tiny'], TRAIN | {'model.width': 32, 'model.heads': 2, 'model.depth': 1, 'model.mlp': 64}),
-    16, 20, 20, 10, (1e-3,), (2.0,), (1.0,))
+    {}, 16, 20, 20, 10, (1e-3,), (2.0,), (1.0,))
 
 
 @pytest.fixture(autouse=True)
@@ -48,4 +48,14 @@ def test_another_budget_in_the_same_folder_is_refused(tmp_path):
 
 
 def test_every_table_has_its_rows():
-    assert [len(rows) for rows in TABLES.values()] == [5, 7, 5, 3]
+    assert [len(rows) for rows in TABLES.values()] == [5, 7, 5, 3, 5]
+
+
+def test_a_suspect_has_the_rate_of_the_row_that_it_changes(tmp_path):
+    run(tmp_path, ('3a', 'suspects'))
+    rows = read_tables(results=tmp_path/'results')
+    for r in TABLES['suspects']:
+        assert set(rows[r.generator]) == {1} and r.name not in rows
+        own, changed = (rows[n][1]['config']['stage2'] for n in (r.tuned, r.generator))
+        assert own['optim']['lr'] == changed['optim']['lr'] and own != changed
+    assert rows['lfq-12-bits-2-long'][1]['config']['stage2']['train']['steps'] == 4

@@ -59,8 +59,11 @@ def _bits(label, fid, score, bits, at_once=4):
     return Row(label, fid, score, bits=bits, at_once=at_once)
 
 
-SUSPECTS = {'one_bias': {'model.position_bias': False}, 'deep': {'model.depth': 8},
-            'high_masks': {'loss.schedule': 'cosine'}, 'long': {'train.steps': 4000}}
+SUSPECTS = { # what each changes of the configuration of Stage II
+    'one_bias': lambda c: {'model.position_bias': False},
+    'deep': lambda c: {'model.depth': 2 * c.model.depth},
+    'high_masks': lambda c: {'loss.schedule': 'cosine'},
+    'long': lambda c: {'train.steps': 2 * c.train.steps}}
 _EMBEDDING = dict(input='embedding', groups=1)
 
 
@@ -84,7 +87,7 @@ TABLES = { # label, gFID, IS, quantizer, bits, input, groups, head, tokens a ste
            _bits('14 bits, 128 steps', 1.56, 341.9, 14, 2),
            _bits('14 bits, 256 steps', 1.52, 328.6, 14, 1)],
     'suspects': [Row('MaskGIT, one bias for all positions', suspect='one_bias', **_EMBEDDING),
-                 Row('MaskBit, 8 layers for 4', suspect='deep'),
+                 Row('MaskBit, twice the layers', suspect='deep'),
                  Row('MaskBit, more is hidden in training', suspect='high_masks'),
                  Row('MaskBit, twice the steps', suspect='long'),
                  Row('MaskGIT, twice the steps', suspect='long', **_EMBEDDING)]}
@@ -225,11 +228,12 @@ def measure_tokenizer(self: Study, name, seed):
 def generator_config(self: Study, row, seed, rate):
     "Of Stage II: the scale's, with what the row changes."
     b, classes = self.budget, self.classes or len(self.data('eval', 10).classes)
+    own = SUSPECTS[row.suspect](b.stage2) if row.suspect else {}
     return change(b.stage2, {
         'model.bits': row.bits, 'model.groups': row.groups, 'model.input': row.input,
         'model.head': row.head, 'model.side': b.stage1.model.side, 'model.classes': classes,
         'optim.lr': rate, 'train.seed': seed, 'train.eval_size': b.held_out,
-        'train.eval_every': max(1, b.stage2.train.steps // 10)} | SUSPECTS.get(row.suspect, {}))
+        'train.eval_every': max(1, b.stage2.train.steps // 10)} | own)
 
 
 @patch
