@@ -55,8 +55,11 @@ def two_phases(steps=None): # of a recipe, up to step 5a; the scale's if not giv
     longer = {k: rows.pop(k) for k in ('7-vqgan_plus', '8-embedding_free')}
     more = {'loss.unquantized': 0, 'start_from': 'start-wide'}
     rows['control-pixels'] = change(pixels(at['capacity'], steps), more)
-    rows['control-recipe_0'] = change(rows['0-taming_vqgan'], {
-        'model': at['symmetric'].model, 'start_from': 'start-narrow'})
+    for control, name in {'recipe_0': 'symmetric', 'recipe_0_wide': 'capacity'}.items():
+        rows[f'control-{control}'] = change(rows['0-taming_vqgan'], {
+            'model': at[name].model, 'start_from': STARTS[name]})
+    alone = {'loss.gan_start': steps, 'loss.gan_ahead': 0}            # without a discriminator
+    for k in ('2-capacity', '3-perceptual'): rows[f'control-alone_{k[0]}'] = change(rows[k], alone)
     return {k: change(c, _EVERYWHERE) for k, c in (rows | longer).items()}
 
 # %% ../../nbs/studies/10_ablation.ipynb #all-rows
