@@ -14,7 +14,7 @@ setup(
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research',
                  'Programming Language :: Python :: 3'],
     packages=find_packages(include=['maskbit', 'maskbit.*']),
-    package_data={'maskbit': ['assets/*/*', 'assets/*.html', 'assets/*.json']},
+    package_data={'maskbit': ['assets/*/*', 'assets/*.html', 'assets/*.json', 'assets/*.md']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={k: cfg[f'{k}_requirements'].split() for k in ('imagenet', 'onnx', 'site', 'dev')},

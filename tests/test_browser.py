@@ -109,11 +109,11 @@ class Page:
         said = self.page.locator('p[role=status]', has_text=re.compile(re.escape(words)))
         said.wait_for(timeout=20_000)
 
-    def drag(self, first, last):
-        "Press the mouse on a token, (row, column) of 8 x 8, and let it go on another."
+    def drag(self, first, last, side=8):
+        "Press the mouse on a token, (row, column) of side x side, and let it go on another."
         box = self.page.locator('canvas').bounding_box()
-        points = [(box['x'] + (c + .5) * box['width'] / 8, box['y'] + (r + .5) * box['height'] / 8)
-                  for r, c in (first, last)]
+        across, down = box['width'] / side, box['height'] / side
+        points = [(box['x'] + (c + .5) * across, box['y'] + (r + .5) * down) for r, c in (first, last)]
         self.page.mouse.move(*points[0])
         self.page.mouse.down()
         self.page.mouse.move(*points[1], steps=5)
@@ -178,7 +178,7 @@ def upload_mine(page, here):
     y, x = torch.meshgrid(torch.linspace(0, 1, 48), torch.linspace(0, 1, 48), indexing='ij')
     content = png(torch.stack([y, x, (y - x).abs()]))
     page.upload('mine.png', content)
-    here.add('mine.png', read_upload('mine.png', content, 32))
+    here.add('mine.png', read_upload('mine.png', content, here.tokenizer.config.resolution))
 
 
 def refuses_a_letter(page):
@@ -198,8 +198,9 @@ def test_bits(opened):
     now |= dict(bits=(3, 7))
     page.shows(here.pictures('picture 1', **now))
 
-    page.drag((2, 0), (7, 6))
-    now |= dict(marked=[8 * r + c for r in range(2, 8) for c in range(7)])
+    side = here.side
+    page.drag((side // 4, 0), (side - 1, side - 2), side)
+    now |= dict(marked=[side * r + c for r in range(side // 4, side) for c in range(side - 1)])
     page.shows(here.pictures('picture 1', **now))
 
     page.shot('bits')
@@ -326,5 +327,5 @@ def latency(presses):
 if __name__ == '__main__':      # measures: nbs/results/explore
     from maskbit.base.results import record
     torch.set_num_threads(1)
-    config = dict(explorer='bits', tokenizer='shapes', presses=48)
+    config = dict(explorer='bits', tokenizer='photos', presses=48)
     print(record('explore/latency', 0, config, lambda: latency(48))['metrics'])

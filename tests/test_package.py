@@ -75,3 +75,23 @@ def test_a_module_has_a_notebook(file):
     notebooks = EXPORTED[file]
     assert notebooks and all(n.is_file() for n in notebooks), 'nbdev_export makes it from a notebook'
     assert len(notebooks) == 1 or file.name == 'roadmap.py'
+
+
+def test_bundled_photographs_are_small_and_name_their_author():
+    assets = ROOT/'maskbit/assets'
+    pictures, credits = [*(assets/'photographs').iterdir()], (assets/'photographs.md').read_text()
+    assert 4 <= len(pictures) <= 8 and sum(p.stat().st_size for p in pictures) <= 300_000
+    lines = [line for line in credits.splitlines() if re.search(r'\[CC[^]]+\]\(https', line)]
+    assert sorted(re.search('`(.+?)`', line)[1] for line in lines) == sorted(p.name for p in pictures)
+
+
+def test_bundled_models_are_whole_small_and_carry_a_card():
+    from maskbit.base.storage import damage
+    folders = [d for d in (ROOT/'maskbit/assets').iterdir() if (d/'config.json').is_file()]
+    assert {d.name for d in folders} == {'shapes-classifier', 'shapes-perceptual', 'shapes-tokenizer',
+                                         'shapes-generator', 'photos-tokenizer'}
+    for d in folders:
+        assert not damage(d, 'model')
+        assert (d/'model.safetensors').stat().st_size < 6_000_000
+    card = (ROOT/'maskbit/assets/photos-tokenizer/README.md').read_text()
+    assert all(words in card for words in ('gnome-backgrounds', 'CC BY', 'Held out', 'psnr'))

@@ -35,9 +35,12 @@ def save_model(model,                 # a module with a `config`
         save_tensors(state, tmp/'model.safetensors')
 
 # %% ../../nbs/base/24_pretrained.ipynb #find-model
+_ASSETS = Path(str(files('maskbit')))/'assets'
+
+
 def _here(name, kind):
     "The folder of a model that need not be fetched, or None."
-    bundled, folder = Path(str(files('maskbit')))/'assets'/f'{name}-{kind}', Path(name).expanduser()
+    bundled, folder = _ASSETS/f'{name}-{kind}', Path(name).expanduser()
     if re.fullmatch(r'[\w-]+', str(name)) and not isinstance(name, Path) and bundled.is_dir():
         return bundled
     run = not (folder/'model.safetensors').is_file() and (folder/'model/config.json').is_file()
@@ -51,9 +54,10 @@ def find_model(name,   # a folder of a model or a run, a bundled model, or a hub
     if folder := _here(name, kind):
         no_revision(name, hub)
         return folder
+    bundled = ' or '.join(sorted(p.name.removesuffix(f'-{kind}') for p in _ASSETS.glob(f'*-{kind}')))
     check(re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)), f'There is no {kind} {name!r}: '
           'give a folder that holds config.json and model.safetensors, '
-          f'the name of a bundled one (shapes), a released one (maskbit_{kind}_12bit), '
+          f'the name of a bundled one ({bundled}), a released one (maskbit_{kind}_12bit), '
           'or one on the hub (user/name).')
     return from_hub(str(name), '*.json', 'model.safetensors', **hub)
 
@@ -237,7 +241,7 @@ def from_pretrained(cls: Pretrained,
                                # force_download; of a released file: resolution or heads
     """The model, in evaluation mode; raises `InputError` for anything but a whole one of this kind.
 
-    `name` is a folder, a bundled model (`shapes`), a released one by name or file
+    `name` is a folder, a bundled model (`shapes` or `photos`), a released one by name or file
     (`maskbit_tokenizer_12bit`), or a hub repository (`user/name`)."""
     released = is_released(name)
     known = (*HUB, 'resolution', 'heads') if released else HUB

@@ -22,7 +22,7 @@ from .jobs import (Prepare, Tokenize, TrainGenerator, TrainTokenizer,
                               WriteShards, presets_of)
 from .measure import Compare, Evaluate, EvaluateBundled
 from .pictures import FindNeighbours
-from .reruns import Roadmap, Tables, TrainBundled
+from .reruns import Roadmap, Tables, TrainBundled, TrainPhotos
 from .words import Lines, slow_bars, understand
 
 # %% ../../nbs/use/70_cli.ipynb #demo
@@ -215,9 +215,10 @@ def _check_packages(*names):
           f'The explorers need {" and ".join(missing)}: pip install {" ".join(missing)}.')
 
 
-def _absolute(name):
-    "The name of a folder from the root on; any other name, and shapes, as it is."
-    return str(Path(name).resolve()) if Path(name).is_dir() and name != 'shapes' else name
+def _absolute(name, *bundled): # names that come with the package
+    "The name of a folder from the root on; any other name, and a bundled one, as it is."
+    here = name and name not in bundled and Path(name).is_dir()
+    return str(Path(name).resolve()) if here else name
 
 # %% ../../nbs/use/70_cli.ipynb #explore
 @dataclass(frozen=True)
@@ -225,10 +226,12 @@ class Explore:
     "Open an explorer in JupyterLab: flip bits of tokens, draw pictures, find neighbours, or edit."
     # which
     kind: tyro.conf.Positional[Literal['bits', 'sampling', 'neighbours', 'editing']] = 'bits'
-    tokenizer: str = 'shapes'           # folder of a tokenizer, or the name of a bundled one
-    # folder of its generator, or the name of a bundled one; not used by bits
+    # folder of a tokenizer, or the name of a bundled one; photos for bits and shapes for the others
+    tokenizer: str = ''
+    # folder of its generator, or the name of a bundled one; not used by bits; for neighbours,
+    # empty asks for those of the images themselves
     generator: str = 'shapes'
-    images: str = 'shapes'              # shapes, or a folder of images
+    images: str = ''                    # shapes, or a folder of images; such as the tokenizer learned
     out: Path = Path('maskbit-explore') # folder of the notebook, and of what is saved from it
     # more options for `jupyter lab`, as in --lab="--no-browser --port 9000"
     lab: str = ''
@@ -238,12 +241,13 @@ class Explore:
         _check_packages('jupyterlab', 'ipywidgets', 'anywidget')
         from maskbit.base.pretrained import find_model
         from maskbit.use.explore import write_notebook
-        find_model(self.tokenizer, 'tokenizer')
-        find_model(self.generator, 'generator')
-        check(self.images == 'shapes' or Path(self.images).is_dir(),
+        for name, of in ((self.tokenizer, 'tokenizer'), (self.generator, 'generator')):
+            if name: find_model(name, of)
+        check(self.images in ('', 'shapes') or Path(self.images).is_dir(),
               f'There is no folder {self.images}: give a folder of images, or shapes.')
-        path = write_notebook(self.kind, self.out, tokenizer=_absolute(self.tokenizer),
-                              generator=_absolute(self.generator), images=_absolute(self.images))
+        path = write_notebook(self.kind, self.out, generator=_absolute(self.generator, 'shapes'),
+                              tokenizer=_absolute(self.tokenizer, 'shapes', 'photos'),
+                              images=_absolute(self.images, 'shapes'))
         print(f'Opening {path}. Ctrl-C ends JupyterLab.', flush=True)
         lab = [sys.executable, '-m', 'jupyterlab', *shlex.split(self.lab), str(path)]
         os.execv(lab[0], lab)
@@ -256,7 +260,7 @@ COMMANDS = {
     'evaluate': Evaluate, 'compare': Compare, 'neighbours': FindNeighbours, 'explore': Explore,
     'convert': Convert, 'export': Export, 'publish': Publish,
     'launch': Launch, 'plan': Plan, 'roadmap': Roadmap, 'tables': Tables, 'bench': Bench,
-    'train-bundled': TrainBundled, 'evaluate-bundled': EvaluateBundled}
+    'train-bundled': TrainBundled, 'train-photos': TrainPhotos, 'evaluate-bundled': EvaluateBundled}
 
 # %% ../../nbs/use/70_cli.ipynb #run
 def _next(names): return dict.fromkeys(names, {})

@@ -132,7 +132,7 @@ class Sample:
 class Reconstruct:
     "Encode picture files and decode them again: each beside what comes back, with its PSNR."
     files: tyro.conf.Positional[tuple[Path, ...]] # of pictures
-    tokenizer: str = 'shapes'                     # a folder, or a name, as for `sample`
+    tokenizer: str = 'photos'                     # a folder, or a name, as for `sample`
     out: Path = Path('reconstruction.png')        # the picture to write, a .png or .jpg
     device: str = ''                              # as for `sample`
 

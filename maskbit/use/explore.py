@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from ..base.bits import pack
 from ..base.config import DataConfig
-from ..base.data import open_data
+from ..base.data import PHOTOGRAPHS, open_data
 from ..base.storage import write_atomic
 from ..base.trees import check
 from ..stage1.tokenizer import Tokenizer
@@ -40,6 +40,12 @@ def _training_tokens(tok, data, count):
     images = (data.fetch(rows[i:i + size], rows[i:i + size])['images'] for i in batches)
     return torch.cat([tok.encode(x).flatten(1) for x in images])
 
+
+def _searched(tok, data, count, tokens, called):
+    "The explorer of the neighbours of tokens among pictures of `data`."
+    train = pack(_training_tokens(tok, data, count), tok.config.bits)
+    return NeighbourExplorer(Neighbours(tok, train, tok.config.side), tokens, called)
+
 # %% ../../nbs/use/30_explore.ipynb #explorer-of
 KINDS = {'bits': 'Flip bits of tokens, or walk from one picture to another.',
          'sampling': 'Draw pictures and watch them come about.',
@@ -47,29 +53,37 @@ KINDS = {'bits': 'Flip bits of tokens, or walk from one picture to another.',
          'editing': 'Hide a part of a picture and have it drawn anew.'}
 
 
+def _defaults(kind, tokenizer, images):
+    "The tokenizer and the images of an explorer; those that were not given are bundled ones."
+    tokenizer = tokenizer or ('photos' if kind == 'bits' else 'shapes')
+    return tokenizer, images or (str(PHOTOGRAPHS) if tokenizer == 'photos' else 'shapes')
+
+
 def explorer(kind,               # one of `KINDS`
-             tokenizer='shapes', # folder of a tokenizer, or the name of a bundled one
-             generator='shapes', # likewise; not used by bits
-             images='shapes',    # shapes, or a folder of images
+             tokenizer='',       # folder or name; `photos` for bits and `shapes` for the others
+             generator='shapes', # likewise; not used by bits; of neighbours, empty for none
+             images='',          # shapes, or a folder of images; such as the tokenizer learned
              count=2000):        # of neighbours: training pictures to search
-    "The explorer of that kind, ready to `show()`; its pictures are twelve from all over `images`."
+    """The explorer of that kind, ready to `show()`; its pictures are twelve from all over `images`.
+    Neighbours are those of samples, or without a generator of the pictures themselves."""
     check(kind in KINDS, f'There is no explorer {kind!r}: choose one of {", ".join(KINDS)}.')
+    tokenizer, images = _defaults(kind, tokenizer, images)
     tok = Tokenizer.from_pretrained(tokenizer)
     def data(split):
         return open_data(DataConfig(images), tok.config.resolution, 'eval', split, quiet=True)
     if kind == 'bits': return BitExplorer(tok, _twelve(data('validation')))
 
+    if kind == 'neighbours' and not generator:
+        return _searched(tok, data('train'), count, tok.encode(_twelve(data('validation'))), 'picture')
     gen = Generator.from_pretrained(generator).eval()
     check_pair(gen, tok)
     check(gen.config.side == tok.config.side, 'The generator draws another number of tokens than '
           'the tokenizer reads: use the tokenizer it was trained with.')
     if kind == 'sampling': return SamplingExplorer(gen, tok)
     if kind == 'editing': return EditExplorer(gen, tok, _twelve(data('validation')))
-
-    train = pack(_training_tokens(tok, data('train'), count), tok.config.bits)
     drawn = sample_tokens(gen, torch.arange(12) % gen.config.classes, gen.config.sample)
     side = tok.config.side
-    return NeighbourExplorer(Neighbours(tok, train, side), drawn.view(12, side, side))
+    return _searched(tok, data('train'), count, drawn.view(12, side, side), 'sample')
 
 # %% ../../nbs/use/30_explore.ipynb #write-notebook
 def write_notebook(kind, folder, **names): # one of `KINDS`; where to; as for `explorer`

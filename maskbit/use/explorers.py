@@ -42,7 +42,7 @@ class BitExplorer(Explorer):
     "Flip any bits of any tokens, or walk to another picture (Sec. 3, Figure 3)."
     def __init__(self, tokenizer, images): # a `Tokenizer`; (B, 3, H, W) in [0, 1]
         super().__init__(tokenizer, images)
-        self.bits, (name, self.space) = tokenizer.config.bits, perceptual_space()
+        self.bits, (name, self.space) = tokenizer.config.bits, perceptual_space(tokenizer)
         self.about = f'PSNR and distance are those to the original; the distance is the {name}.'
 
     def pictures(self, picture,
@@ -146,12 +146,13 @@ class NeighbourExplorer(SlowExplorer):
     "A picture and the training pictures nearest to it (App. G)."
     def __init__(self,
                  neighbours, # a `Neighbours`
-                 tokens):    # (B, side, side) of the pictures to ask about
+                 tokens,     # (B, side, side) of the pictures to ask about
+                 called='sample'): # what these are
         super().__init__(neighbours.tokenizer)
         self.neighbours, self.found = neighbours, {}
         self.most = min(10, len(neighbours.packed))
         for i, (own, image) in enumerate(zip(tokens, self.tokenizer.decode(tokens))):
-            self.add(f'sample {i + 1}', image, own)
+            self.add(f'{called} {i + 1}', image, own)
         self.about = (
             f'{len(neighbours.packed):,} training pictures. By bits the search is exact; '
             f'by perception it is the {neighbours.name}, '
