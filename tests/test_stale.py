@@ -1,28 +1,36 @@
 "The tables of the pages are those that the rows in nbs/results give today."
-import json, re
+import ast, json
 import pytest
 import maskbit
 from book import NOTEBOOKS, name
 from maskbit.stage1 import steps
 from maskbit.stage1.steps import PUBLISHED, result_table
-from maskbit.studies.ablation import STARTS
+from maskbit.studies.ablation import STARTS, planned
 from maskbit.studies.semantics import show_semantics
 from maskbit.studies.table_claims import claim_table, contrast_table, read_tables, show_table
 from maskbit.studies.verdicts import beside_table, control_table, read_roadmap, verdict_table
 
 TABLES = {f.__name__: f for f in (result_table, show_table, claim_table, contrast_table,
                                   show_semantics, verdict_table, beside_table, control_table)}
-GIVEN = {'maskbit': maskbit, 'PUBLISHED': PUBLISHED, 'STARTS': STARTS}    # what the calls name
-CALL = re.compile(rf'^(?:{"|".join(TABLES)})\([^\n]*\)$', re.M)
+# what the calls name
+GIVEN = {'maskbit': maskbit, 'PUBLISHED': PUBLISHED, 'STARTS': STARTS, 'planned': planned}
+
+
+def last_call(source):
+    "The call of a table that a cell ends in, on however many lines; else nothing."
+    if not any(f'{t}(' in source for t in TABLES): return None
+    last = ast.parse(source).body[-1]
+    called = isinstance(last, ast.Expr) and isinstance(last.value, ast.Call) and last.value.func
+    return ast.unparse(last) if getattr(called, 'id', '') in TABLES else None
 
 
 def tables(path):
     "(call, the table that is committed) of the cells of a notebook that end in such a call."
     for cell in json.loads(path.read_text())['cells']:
-        calls = cell['cell_type'] == 'code' and CALL.findall(''.join(cell['source']))
+        call = last_call(''.join(cell['source'])) if cell['cell_type'] == 'code' else None
         shown = [''.join(o['data']['text/markdown']) for o in cell.get('outputs', [])
                  if 'text/markdown' in o.get('data', {})]
-        if calls and shown: yield calls[-1], shown[-1]
+        if call and shown: yield call, shown[-1]
 
 
 FOUND = [(path, *table) for path in NOTEBOOKS for table in tables(path)]

@@ -237,7 +237,7 @@ class GeneratorConfig:
     input: Literal['bits', 'embedding'] = 'bits'
     # what it predicts of bits: each group for itself (the paper), or jointly the whole token
     head: Literal['groups', 'joint'] = 'groups'
-    position_bias: bool = True # of what MaskGIT predicts: at each position (released code), or one for all
+    position_bias: bool = True # of MaskGIT's output: one at each position (released code)
     # normalize after each addition (the released models), or before each part
     norm: Literal['post', 'pre'] = 'post'
     sample: SampleConfig = SampleConfig() # how its pictures are best drawn
@@ -249,15 +249,14 @@ class GeneratorConfig:
         check_choices(self)
         at_least(self, bits=1, side=1, classes=1, width=1, depth=1, heads=1, mlp=1)
         at_most(self, bits=64, side=1024, width=65_536, depth=1000, mlp=262_144, classes=10 ** 8)
-        check(0 <= self.dropout < 1,
-              f'dropout is {self.dropout}: choose 0 or more, and less than 1.')
+        check(0 <= self.dropout < 1, f'dropout is {self.dropout}: choose 0 or more, and less than 1.')
         check(self.groups >= 1 and self.bits % self.groups == 0, f'groups is {self.groups}, '
               f'which does not divide bits = {self.bits}: choose a divisor of {self.bits}.')
         check(self.head == 'groups' or self.input == 'bits' and self.bits <= 14, 'A joint head has '
               'a logit for each of 2^bits tokens, and reads bits: choose at most 14 bits, and input '
               'bits, or head groups.')
-        check(self.position_bias or self.input == 'embedding', 'Only a generator of embeddings has a '
-              'bias at each position to leave out: choose input embedding, or position_bias True.')
+        check(self.position_bias or self.input == 'embedding', 'Only input embedding has a bias at '
+              'each position: choose it, or position_bias True.')
         check(self.width % self.heads == 0, f'heads is {self.heads}, '
               f'which does not divide width = {self.width}: choose a divisor.')
         check(len(self.class_names) in (0, self.classes), f'class_names has '

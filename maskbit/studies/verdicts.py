@@ -216,6 +216,8 @@ def control_table(rows): # of `read_roadmap`
     "Each recipe from step 2 to 5a against pixels alone, and step 1's against step 0's; no verdicts."
     pairs = [('control-recipe_0', 'symmetric'), ('control-recipe_0_wide', 'capacity'),
              ('control-alone_2', 'capacity'), ('control-alone_3', 'perceptual'),
+             ('control-pixels', 'control-alone_2'), ('control-pixels', 'control-alone_3'),
+             ('control-alone_3', 'discriminator_1'),
              *(('control-pixels', c.after) for c in CLAIMS[1:6])]
     found = [(a, b, differences(rows, a, b)) for a, b in pairs]
     return markdown_table(['control', 'recipe', 'measured: kid_lite1', 'seeds'], [

@@ -11,7 +11,7 @@ import contextlib, os, signal, sys
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 import tyro
 from .. import __version__
 from ..base.config import Machines, Stage1Config, Stage2Config
@@ -22,7 +22,7 @@ from .jobs import (Prepare, Tokenize, TrainGenerator, TrainTokenizer,
                               WriteShards, presets_of)
 from .measure import Compare, Evaluate, EvaluateBundled
 from .pictures import FindNeighbours
-from .reruns import Roadmap, Tables, TrainBundled, TrainPhotos
+from .reruns import Roadmap, Table, Tables, TrainBundled, TrainPhotos
 from .words import Lines, slow_bars, understand
 
 # %% ../../nbs/use/70_cli.ipynb #demo
@@ -74,6 +74,13 @@ class PlanGenerator:
     def __call__(self): _plan('generator', STAGE2, self.run, cached=self.run.cached)
 
 
+def _plan(stage, table, run, **more):
+    from maskbit.use.plan import plan, plan_text
+    changes = {k: new for k, (_, new) in diff(table[run.preset], run.config).items()}
+    print(plan_text(plan(stage, run.preset, run.gpus, run.gpu, run.utilisation,
+                         changes=changes, **more)))
+
+# %% ../../nbs/use/70_cli.ipynb #plan-studies
 @dataclass(frozen=True)
 class PlanRoadmap:
     "What `maskbit roadmap` will cost on GPUs: each row, and all of them."
@@ -90,9 +97,7 @@ class PlanRoadmap:
 @dataclass(frozen=True)
 class PlanTables:
     "What `maskbit tables --scale paper` will cost on GPUs, by kind of work."
-    # which; suspects are rows of our own beside 3a
-    tables: tuple[Literal['3a', '3b', '4a', '4b', 'suspects'], ...] = (
-        '3a', '3b', '4a', '4b', 'suspects')
+    tables: tuple[Table, ...] = get_args(Table) # which; suspects are rows of our own beside 3a
     seeds: int = 4       # how many; the first tunes
     gpus: int = 8        # number of GPUs
     gpu: str = 'A100'    # which: A100, H100, H200, L40S or RTX-4090
@@ -100,13 +105,6 @@ class PlanTables:
     def __call__(self):
         from maskbit.use.study_plan import plan_tables
         print(plan_tables(*astuple(self)))
-
-
-def _plan(stage, table, run, **more):
-    from maskbit.use.plan import plan, plan_text
-    changes = {k: new for k, (_, new) in diff(table[run.preset], run.config).items()}
-    print(plan_text(plan(stage, run.preset, run.gpus, run.gpu, run.utilisation,
-                         changes=changes, **more)))
 
 # %% ../../nbs/use/70_cli.ipynb #plan-both
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ __all__ = ['gpu_hours', 'plan_roadmap', 'plan_tables']
 
 # %% ../../nbs/use/61_study_plan.ipynb #imports
 from ..base.results import markdown_table
-from ..base.trees import check, nearest
 from ..studies.ablation import planned
 from ..studies.tables import TABLES, Study
-from .plan import GPUS, image_flops, paper_utilisation
+from .plan import GPUS, image_flops, known_gpu, paper_utilisation
 
 # %% ../../nbs/use/61_study_plan.ipynb #hours
 def gpu_hours(stage,            # tokenizer or generator
@@ -23,14 +22,6 @@ def gpu_hours(stage,            # tokenizer or generator
     return operations / (GPUS[gpu][0] * 1e12 * (utilisation or paper_utilisation(stage)[0])) / 3600
 
 # %% ../../nbs/use/61_study_plan.ipynb #roadmap
-def _known(gpu):
-    "The name of a GPU as `GPUS` has it."
-    name = {g.lower(): g for g in GPUS}.get(gpu.lower(), gpu)
-    check(name in GPUS, f'There is no GPU {gpu!r} in the table{nearest(gpu, GPUS)} '
-                        f'Choose one of {", ".join(GPUS)}.')
-    return name
-
-
 def _sum_table(rows, seeds, gpus, gpu): # [(name, what, GPU hours)]
     "Rows, and below them what all of them take."
     total = sum(h for *_, h in rows)
@@ -43,7 +34,7 @@ def plan_roadmap(scale='paper', # or small
                  gpus=8,        # how many
                  gpu='A100'):   # of `GPUS`
     "What `maskbit roadmap` takes: a table of its rows; measuring them is not counted."
-    gpu = _known(gpu)
+    gpu = known_gpu(gpu)
     return _sum_table([(row, f'{c.train.steps:,} steps of {c.train.batch}, {seeds} times',
                         seeds * gpu_hours('tokenizer', c, gpu)) for row, c in planned(scale).items()],
                       seeds, gpus, gpu)
@@ -60,7 +51,7 @@ def plan_tables(tables=tuple(TABLES), # which
                 gpus=8,               # how many
                 gpu='A100'):          # of `GPUS`
     "What `maskbit tables --scale paper` takes, by kind of work."
-    gpu, study = _known(gpu), Study('paper', 'imagenet', 'imagenet', quiet=True, classes=1000)
+    gpu, study = known_gpu(gpu), Study('paper', 'imagenet', 'imagenet', quiet=True, classes=1000)
     rows, b, later = {r.name: r for t in tables for r in TABLES[t]}, study.budget, seeds - 1
     first = {k: {getattr(r, k): r for r in rows.values()} for k in ('tokenizer', 'generator')}
     trained = {n: r for n, r in first['tokenizer'].items() if not n.startswith('renumbered')}
