@@ -56,6 +56,15 @@ def test_a_suspect_has_the_rate_of_the_row_that_it_changes(tmp_path):
     rows = read_tables(results=tmp_path/'results')
     for r in TABLES['suspects']:
         assert set(rows[r.generator]) == {1} and r.name not in rows
-        own, changed = (rows[n][1]['config']['stage2'] for n in (r.tuned, r.generator))
+        own, changed = (rows[n][1]['config']['stage2'] for n in (r.tuner.generator, r.generator))
         assert own['optim']['lr'] == changed['optim']['lr'] and own != changed
     assert rows['lfq-12-bits-2-long'][1]['config']['stage2']['train']['steps'] == 4
+
+
+def test_a_renumbered_row_has_what_was_tuned_for_the_row_that_it_renumbers(tmp_path):
+    with patch.dict(TABLES, {'3b': TABLES['3b'][5:]}): run(tmp_path, ('3b',))
+    rows = read_tables(results=tmp_path/'results')
+    vq, other = TABLES['3b'][5:]
+    assert set(rows[other.generator]) == set(rows[other.name]) == {1}
+    assert rows[other.name][1]['config']['sample'] == rows[vq.name][1]['config']['sample']
+    assert set(rows[f'{vq.name}-tuning']) == {0} and f'{other.name}-tuning' not in rows

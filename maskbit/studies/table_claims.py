@@ -61,7 +61,7 @@ CONTRASTS = (
     Claim('own', 'bits against an embedding, both in one group', _LFQ, 'lfq-12-bits-1-1t', 'nats', '-'),
     Claim('own', 'VQ renumbered, one group', 'vq-12-bits-1-1t', 'renumbered-12-bits-1-1t', 'nats', '-'),
     Claim('own', 'VQ renumbered, two groups', 'vq-12-bits-2-1t', 'renumbered-12-bits-2-1t', 'nats', '-'),
-    *(Claim('own', r.label, f'{r.tuned}-1t', r.name, 'nats', '-') for r in TABLES['suspects']))
+    *(Claim('own', r.label, r.tuner.name, r.name, 'nats', '-') for r in TABLES['suspects']))
 
 # %% ../../nbs/studies/34_table_claims.ipynb #read-tables
 def _wrong(want, had): # what identifies a row, and what was stored

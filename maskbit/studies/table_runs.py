@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from ..base.results import RESULTS, record
+from ..base.training import compute_dtype
 from ..base.trees import change, check
 from ..stage1.tokenizer import Tokenizer
 from ..stage1.tokenizer_training import train_tokenizer
@@ -59,18 +60,18 @@ def jobs(study,  # a `Study`
          seed):  # 0 tunes
     "[(name, what is recorded of it, function that measures)], the last two made when it is its turn."
     rows, out = list({r.name: r for t in tables for r in TABLES[t]}.values()), []
-    own = [r for r in rows if not r.suspect]
+    if seed == 0: rows = [r for r in rows if r.tuner == r]
     for name in {r.tokenizer: 0 for r in rows}:
         out.append((name, lambda n=name: study.about(seed, n),
                     lambda n=name: study.measure_tokenizer(n, seed)))
-    return [*out, *_of_generators(study, rows if seed else own, seed),
-            *(_of_samples(study, r, seed) for r in own)]
+    return [*out, *_of_generators(study, rows, seed),
+            *(_of_samples(study, r, seed) for r in rows if not r.suspect)]
 
 # %% ../../nbs/studies/32_table_runs.ipynb #cost
 @patch
 def _sampling_seconds(self: Study, row, config):
     "Of drawing the samples of a row once, by an untrained generator."
-    gen, pictures = make_generator(config.model).eval(), 64
+    gen, pictures = make_generator(config.model).eval().to(compute_dtype(config.train.precision)), 64
     labels, start = torch.arange(pictures) % config.model.classes, time.time()
     sample_tokens(gen, labels, replace(config.model.sample, steps=4))
     steps = self.sampling(row, 1.0, 1.0).steps

@@ -19,6 +19,7 @@ from ..base.presets import STAGE1, STAGE2
 from ..base.references import choose, pictures, reference_of
 from ..base.results import RESULTS, read_row
 from ..base.shapes import Shapes
+from ..base.training import compute_dtype
 from ..base.trees import change, check
 from ..stage1.tokenizer_training import train_tokenizer
 from ..stage2.generator_training import train_generator
@@ -46,13 +47,14 @@ class Row:
     @property
     def tokenizer(self): return f'{self.quantizer}-{self.bits}'
     @property
-    def tuned(self): # the generator whose learning rate it has
+    def generator(self):
         kind = 'joint' if self.head == 'joint' else self.input
-        return f'{self.tokenizer}-{kind}-{self.groups}'
-    @property
-    def generator(self): return self.tuned + f'-{self.suspect}' * bool(self.suspect)
+        return f'{self.tokenizer}-{kind}-{self.groups}' + f'-{self.suspect}' * bool(self.suspect)
     @property
     def name(self): return f'{self.generator}-{self.at_once}t'
+    @property
+    def tuner(self): # the row whose learning rate, t and s it has: itself, mostly
+        return replace(self, quantizer=self.quantizer.replace('renumbered', 'vq'), suspect='')
 
 # %% ../../nbs/studies/30_tables.ipynb #tables
 def _bits(label, fid, score, bits, at_once=4):
@@ -114,7 +116,7 @@ BUDGETS = {
                        'loss.entropy_boost_steps': 400, 'loss.gan_start': 1500,
                        'train.precision': 'bfloat16', 'train.steps': 2000, 'train.save_every': 200}),
                    change(STAGE2['tiny'], {
-                       'train.precision': 'bfloat16', 'train.steps': 2000, 'train.batch': 32,
+                       'train.precision': 'bfloat16', 'train.steps': 1200, 'train.batch': 32,
                        'train.microbatch': 32, 'train.save_every': 200}),
                    {'loss.unquantized': 150, 'loss.entropy': 0.0, 'loss.gan_start': 1125,
                     'train.steps': 1500},
@@ -267,7 +269,7 @@ def _tuning(self: Study, names):
 def rate(self: Study, row):
     "The learning rate with the fewest nats at seed 0."
     rates = self.budget.rates
-    found = self._tuning([f'{row.tuned}-lr{r:g}' for r in rates])
+    found = self._tuning([f'{row.tuner.generator}-lr{r:g}' for r in rates])
     return min(zip(rates, found), key=lambda pair: pair[1]['nats'])[0]
 
 
@@ -275,7 +277,7 @@ def rate(self: Study, row):
 def sampling(self: Study, row, t=None, s=None):
     "The sampler of a row, with this t and s, or those of the lowest KID at seed 0."
     if t is None:
-        found, = self._tuning([f'{row.name}-tuning'])
+        found, = self._tuning([f'{row.tuner.name}-tuning'])
         t, s = map(float, min(found, key=found.get).split())
     steps = max(1, self.budget.stage1.model.side ** 2 // row.at_once)
     return replace(self.budget.stage2.model.sample, steps=steps, temperature=t, guidance_scale=s)
@@ -284,6 +286,7 @@ def sampling(self: Study, row, t=None, s=None):
 @patch
 def _samples(self: Study, row, seed, rate, cfg, count):
     (gen, _), tok = self.generator(row, seed, rate), self.tokenizer(row.tokenizer, seed)
+    gen.to(compute_dtype(self.budget.stage2.train.precision))
     return measure_samples(tok.to(next(gen.parameters()).device), gen, cfg, seed, count,
                            self.data('eval', 2 * self.budget.count), self.judges,
                            self.out/self.group/'references')
