@@ -36,7 +36,8 @@ def train_bundled(out): # folder of the runs
     "Train the bundled models, or continue; put them into the package; write `bundled.json`."
     out, assets, about = Path(out), Path(str(files('maskbit')))/'assets', provenance()
     def install(model, kind):
-        model.cpu().save_pretrained(assets/f'shapes-{kind}', dtype=torch.float16)
+        model.cpu().save_pretrained(assets/f'shapes-{kind}', dtype=torch.float16,
+                                    model_card_kwargs={'name': 'shapes'})
 
     for seed, kind in enumerate(('classifier', 'perceptual')):
         install(train_judge(out/kind, seed, title=kind), kind)
