@@ -74,12 +74,16 @@ class MaskedTransformer(nn.Module, Pretrained):
             if isinstance(m, Layer): nn.init.xavier_uniform_(m.qkv.weight)
         nn.init.trunc_normal_(self.pos_emb, std=0.02)
 
-    # labels (B,), or (R B,) for R predictions of each picture; `config.classes` means none
-    def forward(self, groups, mask, labels):
-        x = self.embed(groups, mask).repeat(len(labels) // len(groups), 1, 1)
+    # labels (B,), or (R B,) for R predictions of each picture; `config.classes` means none.
+    # at (B, m): positions to predict, in this order; all if not given
+    def forward(self, groups, mask, labels, at=None):
+        times = len(labels) // len(groups)
+        x = self.embed(groups, mask).repeat(times, 1, 1)
         x = torch.cat([x, self.class_emb(labels)[:, None]], 1)
         x = self.norm_out(self.layers(self.drop(self.norm(x + self.pos_emb))))
-        return self.predict(x[:, :-1])
+        if at is None: return self.predict(x[:, :-1])
+        at = at.repeat(times, 1)
+        return self.predict(x.take_along_dim(at[..., None], 1), at)
 
     def read_out(self, x): return self.head[2](by_onednn(self.head[:2], x))
 
@@ -100,7 +104,7 @@ class Generator(MaskedTransformer):
         bits = group_bits(groups, mask, self.config.bits)
         return self.input_proj(bits.to(self.input_proj.weight.dtype))
 
-    def predict(self, x): # -> (B, n, N, codes)
+    def predict(self, x, at=None): # -> (B, n, N, codes)
         x = by_onednn(self.head[3], self.read_out(x))
         return x.unflatten(-1, (self.config.groups, self.config.codes))
 
@@ -119,9 +123,10 @@ class MaskGIT(MaskedTransformer):
         values = groups.masked_fill(mask, self.config.codes)
         return sum(table(v) for table, v in zip(self.tables, values.unbind(-1)))
 
-    def predict(self, x): # -> (B, n, N, codes)
-        x = self.read_out(x)
-        logits = [x @ table.weight[:-1].T + bias for table, bias in zip(self.tables, self.bias)]
+    def predict(self, x, at=None): # -> (B, n, N, codes)
+        x, some = self.read_out(x), at is not None and self.config.position_bias
+        logits = [x @ table.weight[:-1].T + (bias[at] if some else bias)
+                  for table, bias in zip(self.tables, self.bias)]
         return torch.stack(logits, 2)
 
 # %% ../../nbs/stage2/30_generator.ipynb #joint
@@ -135,10 +140,11 @@ class JointGenerator(Generator):
         self.head[3] = nn.Linear(config.width, 2 ** config.bits)
         self.reset()
 
-    def predict(self, x): return by_onednn(self.head[3], self.read_out(x))[:, :, None]
+    def predict(self, x, at=None): return by_onednn(self.head[3], self.read_out(x))[:, :, None]
 
-    def forward(self, groups, mask, labels):
-        c, logits = self.config, super().forward(groups, mask, labels)
+    def forward(self, groups, mask, labels, at=None):
+        c, logits = self.config, super().forward(groups, mask, labels, at)
+        if at is not None: groups, mask = (x.take_along_dim(at[..., None], 1) for x in (groups, mask))
         every = split_groups(torch.arange(2 ** c.bits, device=mask.device), c.bits, c.groups)
         known = zip(groups.unbind(-1), mask.unbind(-1), every.unbind(-1))
         wrong = sum((g[..., None] != v) & ~m[..., None] for g, m, v in known) > 0     # (B, n, 2^K)

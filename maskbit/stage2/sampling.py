@@ -39,32 +39,33 @@ GUIDANCE = {
 
 # %% ../../nbs/stage2/40_sampling.ipynb #guided
 def guided_logits(generator, groups, mask, labels,
-                  weight):  # (B,) float32, s w_i of each picture; None where all are 0
-    "Logits (B, n, N, 2^(K/N)) with classifier-free guidance; one pass where nothing is guided."
-    if weight is None: return generator(groups, mask, labels).float()
+                  weight,   # (B,) float32, s w_i of each picture; None where all are 0
+                  at=None): # (B, m), positions that are asked about; all if not given
+    "Logits (B, m, N, 2^(K/N)) with classifier-free guidance; one pass where nothing is guided."
+    if weight is None: return generator(groups, mask, labels, at).float()
     none = torch.full_like(labels, generator.config.classes)
-    both = generator(groups, mask, torch.cat([labels, none])).float()
+    both = generator(groups, mask, torch.cat([labels, none]), at).float()
     with_label, without = both.chunk(2)
     return with_label + weight[:, None, None, None] * (with_label - without)
 
 # %% ../../nbs/stage2/40_sampling.ipynb #draw
-def _places(x): # (B, n, N, ...)
+def _places(x, at=None): # (B, m, N, ...), and where its m positions are, (B, m); 0 to m if not given
     position, group = (torch.arange(n, device=x.device) for n in x.shape[1:3])
-    return position[:, None], group
+    return (position if at is None else at)[..., None], group
 
 
 def _widest(device): # Apple's GPUs have no float64
     return torch.float32 if device.type == 'mps' else torch.float64
 
 
-def _draw(logits, softmax_temperature, key):
-    "One value for each (B, n, N), and the log of its probability."
+def _draw(logits, softmax_temperature, key, at=None):
+    "One value for each (B, m, N), and the log of its probability."
     wide, k = _widest(logits.device), 2 ** (logits.shape[-1].bit_length() // 2)    # k in a block
     top = logits.amax(-1, keepdim=True)
     blocks = ((logits - top) / softmax_temperature).exp().unflatten(-1, (-1, k))
     sums = blocks.sum(-1).to(wide)
     upto = sums.cumsum(-1)
-    target = uniform(*key, 'value', *_places(logits))[..., None] * upto[..., -1:]
+    target = uniform(*key, 'value', *_places(logits, at))[..., None] * upto[..., -1:]
     block = (upto < target).sum(-1, keepdim=True)
     target -= upto.gather(-1, block) - sums.gather(-1, block)              # what is left for it
     inside = blocks.gather(-2, block[..., None].expand(*block.shape, k)).squeeze(-2).to(wide)
@@ -105,6 +106,11 @@ def _plan(totals, # groups to fill of each picture
     return weight.where(weight.abs() >= NO_GUIDANCE, 0.0).float(), noise.float(), left
 
 # %% ../../nbs/stage2/40_sampling.ipynb #sample-tokens
+def _spread(x, at, n): # (B, m, N) -> (B, n, N)
+    "What is known at some positions, at its place among all, and zeros elsewhere."
+    return x.new_zeros(len(x), n, x.shape[-1]).scatter(1, at[..., None].expand_as(x), x)
+
+
 @torch.no_grad()
 def sample_tokens(generator,      # a `Generator` or `MaskGIT`, in evaluation mode
                   labels,         # (B,) int64
@@ -117,21 +123,24 @@ def sample_tokens(generator,      # a `Generator` or `MaskGIT`, in evaluation mo
     c, device = generator.config, next(generator.parameters()).device
     labels = check_labels(labels, c.classes, none=True)
     groups, mask = _begin(c, len(labels), start)
-    weights, noise, left = _plan(mask.flatten(1).sum(1).tolist(), cfg)
-    guided = weights.any(1).tolist()
+    totals = mask.flatten(1).sum(1).tolist()
+    weights, noise, left = _plan(totals, cfg)
+    guided, most = weights.any(1).tolist(), [max(totals), *left.amax(1).tolist()]
     labels, groups, mask, weights, noise, left = (
         x.to(device) for x in (labels, groups, mask, weights, noise, left))
     picture = first + torch.arange(len(labels), device=device)[:, None, None]
     rank = torch.arange(mask[0].numel(), device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     for i in range(len(guided)):
-        logits = guided_logits(generator, groups, mask, labels, weights[i] if guided[i] else None)
-        value, logp = _draw(logits, cfg.softmax_temperature, (seed, picture, i))
+        at = mask.any(-1).int().argsort(dim=1, descending=True, stable=True)[:, :most[i]]
+        logits = guided_logits(generator, groups, mask, labels, weights[i] if guided[i] else None, at)
+        value, logp = _draw(logits, cfg.softmax_temperature, (seed, picture, i), at)
         if c.head == 'joint': value = split_groups(value.squeeze(-1), c.bits, c.groups)
         finite &= logp.isfinite().all()
-        groups = torch.where(mask, value, groups)
+        groups = torch.where(mask, _spread(value, at, c.positions), groups)
         gumbel = noise[i, :, None, None] * _gumbel(mask, (seed, picture, i))
-        order = torch.where(mask, logp + gumbel, torch.inf).flatten(1).argsort(stable=True)
+        sure = _spread(logp, at, c.positions) + gumbel
+        order = torch.where(mask, sure, torch.inf).flatten(1).argsort(stable=True)
         hidden = (rank < left[i, :, None]).expand_as(order)
         mask = torch.zeros_like(hidden).scatter(1, order, hidden).view_as(mask)
         if states is not None: states.append((groups.clone(), mask.clone()))
