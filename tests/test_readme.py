@@ -62,11 +62,12 @@ def test_shown_commands_are_understood(path):
 def test_commands_of_readme(photos, tmp_path, monkeypatch, capsys):
     "In their order, with small networks and few steps; not those that need a network or a browser."
     monkeypatch.chdir(tmp_path)
-    (tmp_path/'photos/left').rename(tmp_path/'photos/cat')
-    (tmp_path/'photos/right').rename(tmp_path/'photos/dog')
-    shutil.copytree('photos', 'held-out')
-    shutil.copytree('photos', 'imagenet/train')
-    shutil.copy('photos/cat/0.png', 'photo.jpg')
+    (tmp_path/'photos').rename(tmp_path/'pictures')
+    (tmp_path/'pictures/left').rename(tmp_path/'pictures/cat')
+    (tmp_path/'pictures/right').rename(tmp_path/'pictures/dog')
+    shutil.copytree('pictures', 'held-out')
+    shutil.copytree('pictures', 'imagenet/train')
+    shutil.copy('pictures/cat/0.png', 'photo.jpg')
     small = {'train-tokenizer': SMALL, 'train-generator': SMALL_GENERATOR, 'edit': ['--steps', '2'],
              'sample': ['--steps', '2', '--columns', '1'], 'evaluate': ['--count', '12']}
     done = []

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLAIMS', 'Claim', 'apart', 'read_roadmap', 'not_run', 'remarks', 'Paired', 'paired', 'holm', 'differences', 'verdict',
-           'verdicts', 'interval', 'verdict_table', 'beside_table', 'control_table', 'draw_roadmap']
+           'verdicts', 'interval', 'verdict_table', 'in_one_sentence', 'beside_table', 'control_table', 'draw_roadmap']
 
 # %% ../../nbs/studies/12_verdicts.ipynb #imports
 import json, statistics
@@ -199,6 +199,14 @@ def verdict_table(rows): # of `read_roadmap`
                            'p (Holm)', 'seeds', 'verdict', 'against it, too'], cells)
 
 
+def in_one_sentence(rows): # of `read_roadmap`
+    "How many steps have which verdict."
+    said = [s.split(' here')[0].split(' (')[0] for *_, s in verdicts(rows).values()]
+    kinds = ('confirmed here', 'not seen here', 'contrary here', 'not run')
+    each = [f'{said.count(kind.removesuffix(" here"))} {kind}' for kind in kinds]
+    return f'Of the eight steps of Figure 2: {", ".join(each)}.'
+
+
 def beside_table(rows): # of `read_roadmap`
     "What each step changes in the measures that decide nothing, with 95 % intervals."
     digits = {'frechet_lite1': '.1f', 'features_lite1': '.3f', 'psnr': '.2f', 'ssim': '.3f',
@@ -216,9 +224,9 @@ def control_table(rows): # of `read_roadmap`
     "Each recipe from step 2 to 5a against pixels alone, and step 1's against step 0's; no verdicts."
     pairs = [('control-recipe_0', 'symmetric'), ('control-recipe_0_wide', 'capacity'),
              ('control-alone_2', 'capacity'), ('control-alone_3', 'perceptual'),
-             ('control-pixels', 'control-alone_2'), ('control-pixels', 'control-alone_3'),
-             ('control-alone_3', 'discriminator_1'),
-             *(('control-pixels', c.after) for c in CLAIMS[1:6])]
+             ('control-alone_3', 'discriminator_1'), ('control-pixels_slow', 'control-pixels'),
+             *(('control-pixels_slow', row) for row in ('control-alone_2', 'control-alone_3')),
+             *(('control-pixels_slow', c.after) for c in CLAIMS[1:6])]
     found = [(a, b, differences(rows, a, b)) for a, b in pairs]
     return markdown_table(['control', 'recipe', 'measured: kid_lite1', 'seeds'], [
         (a, b, interval(paired(v)) if len(v) > 1 else 'not run', len(v)) for a, b, v in found])

@@ -58,12 +58,13 @@ def plan_tables(tables=tuple(TABLES), # which
     out = [(n, f'tokenizer, {seeds} times', seeds * gpu_hours('tokenizer', study.tokenizer_config(n, 0), gpu))
            for n in trained]
     for n, r in first['generator'].items():
-        times = later + len(b.rates) * (not r.suspect)
+        times = later + len(b.rates) * (r.tuner == r)
         hours = gpu_hours('generator', study.generator_config(r, 0, b.rates[0]), gpu)
         out.append((n, f'generator, {times} times', times * hours))
-    samples = later * b.count + len(b.temperatures) * len(b.scales) * b.trial
+    grid = len(b.temperatures) * len(b.scales) * b.trial
     for n, r in rows.items():
         if r.suspect: continue                               # compared by nats alone
+        samples = later * b.count + grid * (r.tuner == r)
         steps = b.stage1.model.side ** 2 // r.at_once
         config = study.generator_config(r, 0, b.rates[0])
         out.append((n, f'{samples:,} samples in {steps} steps', _drawing(config, steps, samples, gpu)))
