@@ -16,8 +16,9 @@ from ..base.features import at_hand, to_bytes
 from ..base.judges import evaluate_tokenizer, look, reconstruction_metrics
 from ..base.monitor import read_log
 from ..base.networks import have_lite
-from ..base.references import pictures
+from ..base.references import choose, pictures
 from ..base.results import RESULTS, record
+from ..base.shapes import Shapes
 from ..base.storage import write_picture
 from ..base.trees import change, check
 from ..stage1 import roadmap
@@ -95,7 +96,9 @@ def _opened(config, images, validation, quiet):
 def _features_apart(tok, data):
     "Distance of at most 500 pictures and their reconstructions in Lite1's features of five stages."
     see, total, n = PerceptualLoss('lite1-features', size=64), 0.0, min(500, len(data))
-    for x, _ in pictures(data, range(n)): total += float(see(tok.decode(tok.encode(x)), x)) * len(x)
+    # a folder is in the order of its classes, Shapes are in none
+    numbers = range(n) if isinstance(data, Shapes) else choose(data, n, 'natural')
+    for x, _ in pictures(data, numbers): total += float(see(tok.decode(tok.encode(x)), x)) * len(x)
     return total / n
 
 # %% ../../nbs/studies/10_ablation.ipynb #measured

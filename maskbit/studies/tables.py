@@ -222,8 +222,8 @@ def measure_tokenizer(self: Study, name, seed):
     cache = self.tokens(name, seed)[0]
     each = [cache.fetch(range(i, min(i + 1024, len(cache))))['indices'] for i in range(0, len(cache), 1024)]
     used = code_metrics(sum(count_codes(x, K) for x in each))
-    first = next(pictures(data, numbers[:256]))[0]
-    return found | {k: used[k] for k in ('codes_used', 'perplexity')} | token_changes(tok, first)
+    few = torch.cat([x for x, _ in pictures(data, numbers[::max(1, len(numbers) // 100)])])
+    return found | {k: used[k] for k in ('codes_used', 'perplexity')} | token_changes(tok, few)
 
 # %% ../../nbs/studies/30_tables.ipynb #generators
 @patch

@@ -185,7 +185,7 @@ def train_photos(folder,             # in which the packages are unpacked
     if not (out/'pictures').is_dir():
         cut(folder, out/'pictures.part')
         (out/'pictures.part').rename(out/'pictures')
-    write_examples(folder)
+    if not PHOTOGRAPHS.is_dir(): write_examples(folder)
     rows = {'shapes': (Tokenizer.from_pretrained('shapes'), STAGE1['shapes'])}
     for name, c in phases(out).items():
         data = open_data(c.data, c.model.resolution, 'stage1')
