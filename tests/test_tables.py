@@ -1,8 +1,11 @@
 "Rows of Tables 3 and 4 from nothing to their JSON files, with next to no training, and again after a stop."
+import json
 from unittest.mock import patch
 import pytest
 from maskbit.base.presets import STAGE1, STAGE2
+from maskbit.base.storage import sealed
 from maskbit.base.trees import InputError, change
+from maskbit.studies.ablation import run_roadmap
 from maskbit.studies.table_claims import claim_table, read_tables
 from maskbit.studies.table_runs import jobs, run_tables
 from maskbit.studies.tables import BUDGETS, TABLES, Budget, Study
@@ -44,7 +47,47 @@ def test_what_is_not_tuned_is_not_measured(tmp_path):
 def test_another_budget_in_the_same_folder_is_refused(tmp_path):
     run(tmp_path, ('4b',), (0,))
     with patch.dict(BUDGETS, core=change(SMALL, {'count': 30})):
-        with pytest.raises(InputError, match='count'): read_tables(results=tmp_path/'results')
+        with pytest.raises(InputError, match='another conf|counts'): read_tables(results=tmp_path/'results')
+        for seeds in ((0,), (1,)):          # nor is anything tuned by it
+            with pytest.raises(InputError, match='another configuration'): run(tmp_path, ('4b',), seeds)
+
+
+def test_suspects_alone_tune_the_rows_that_they_change(tmp_path):
+    with patch.dict(TABLES, {'suspects': TABLES['suspects'][:1]}): run(tmp_path, ('suspects',))
+    rows = read_tables(results=tmp_path/'results')
+    assert {n: set(seeds) for n, seeds in rows.items()} == {
+        'lfq-12': {0, 1}, 'lfq-12-embedding-1-lr0.001': {0}, 'lfq-12-embedding-1-one_bias': {1}}
+
+
+def test_what_is_not_tuned_is_said_before_anything_is_trained(tmp_path):
+    with pytest.raises(InputError, match='--seeds 0 first'): run(tmp_path, ('3a',), (1,))
+    assert not (tmp_path/'runs').exists()
+
+
+def test_shapes_have_validation_pictures_of_their_own(tmp_path):
+    for command in (run_tables, run_roadmap):
+        with pytest.raises(InputError, match='both, or neither'):
+            command(validation=str(tmp_path), out=tmp_path, results=tmp_path)
+
+
+def test_rows_on_other_pictures_or_by_another_judge_are_refused(tmp_path):
+    run(tmp_path, ('4b',), (0, 1))
+    path = tmp_path/'results/tables-core/lfq-14-seed1.json'
+    row, known = json.loads(path.read_text()), json.loads(path.read_text())['metrics']['pictures']
+    others = {r['metrics'].get('pictures') for seeds in read_tables(results=tmp_path/'results').values()
+              for r in seeds.values()}
+    assert others == {known, None}                     # the same for tokenizers and samples
+    for key, value, said in (('metrics', {'pictures': 'other'}, 'different pictures'),
+                             ('config', {'judges': ['inception', 'shapes']}, 'several judges')):
+        path.write_text(sealed({k: v for k, v in row.items() if k != 'seal'} | {key: row[key] | value}))
+        with pytest.raises(InputError, match=said): read_tables(results=tmp_path/'results')
+
+
+def test_a_judge_that_is_not_here_can_be_read(tmp_path):
+    with patch('maskbit.studies.tables.judge_of', lambda small: 'efficientnet-lite1'):
+        run(tmp_path, ('4b',), (0, 1))
+    with patch('maskbit.studies.tables.judge_of', lambda small: 'inception'):
+        assert len(read_tables(results=tmp_path/'results')) == 9
 
 
 def test_every_table_has_its_rows():

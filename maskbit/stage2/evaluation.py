@@ -19,7 +19,7 @@ from ..base.references import NpzWriter, labels_of
 from ..base.shapes import CLASSES
 from ..base.storage import read_json, write_atomic
 from ..base.trees import InputError, check
-from .sampling import sample_tokens
+from .sampling import check_pair, sample_tokens
 
 # %% ../../nbs/stage2/70_evaluation.ipynb #labels
 def plan_labels(plan,      # balanced or natural
@@ -126,8 +126,7 @@ def evaluate_generator(gen, tok,
     check((g.bits, g.side) == (t.bits, t.side), f'The generator draws {g.side} x {g.side} tokens '
                                                 f'of {g.bits} bits, and the tokenizer has {t.side} '
                                                 f'x {t.side} of {t.bits}.')
-    check(not g.tokenizer or g.tokenizer == fingerprint(tok),
-          'The generator learned the tokens of another tokenizer: use the one it was trained with.')
+    check_pair(gen, tok)
     check(len(labels) >= 10, f'{len(labels)} samples are too few to measure: draw at least 10.')
     tokens = draw_tokens(gen, labels, cfg, seed, folder, rank, world, quiet)
     drawn = ((_images(tok, g.side, x, rounding), n) for x, n in tokens)

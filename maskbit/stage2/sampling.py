@@ -100,7 +100,7 @@ def _plan(totals, # groups to fill of each picture
     hidden = [plans[t] for t in totals]
     n = torch.tensor([len(h) for h in hidden], dtype=torch.float64)
     i = torch.arange(int(n.max()), dtype=torch.float64)[:, None]
-    weight = cfg.guidance_scale * GUIDANCE[cfg.guidance](i / n.clamp(min=1), cfg.scale_pow)
+    weight = cfg.guidance_scale * GUIDANCE[cfg.guidance](i / n.clamp(min=1), cfg.scale_pow) * (i < n)
     noise = cfg.temperature * (1 - (i + 1) / n.clamp(min=1))
     left = torch.tensor([h + [0] * (len(i) - len(h)) for h in hidden]).T
     return weight.where(weight.abs() >= NO_GUIDANCE, 0.0).float(), noise.float(), left

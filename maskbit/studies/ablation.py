@@ -95,10 +95,11 @@ def _opened(config, images, validation, quiet):
 @torch.no_grad()
 def _features_apart(tok, data):
     "Distance of at most 500 pictures and their reconstructions in Lite1's features of five stages."
-    see, total, n = PerceptualLoss('lite1-features', size=64), 0.0, min(500, len(data))
+    device, total, n = next(tok.parameters()).device, 0.0, min(500, len(data))
+    see = PerceptualLoss('lite1-features', size=64).to(device)
     # a folder is in the order of its classes, Shapes are in none
     numbers = range(n) if isinstance(data, Shapes) else choose(data, n, 'natural')
-    for x, _ in pictures(data, numbers): total += float(see(tok.decode(tok.encode(x)), x)) * len(x)
+    for x, _ in pictures(data, numbers, device): total += float(see(tok.decode(tok.encode(x)), x)) * len(x)
     return total / n
 
 # %% ../../nbs/studies/10_ablation.ipynb #measured
@@ -109,12 +110,14 @@ def judge_of(small): # whether it is the scale of a processor core
 
 def _measured(tok, data, judge, real, picture):
     "Measure a tokenizer on `data`, which the `Panel` real has seen, and draw ten reconstructions."
-    first, _ = next(pictures(data, range(10)))
+    device = next(tok.parameters()).device
+    first, _ = next(pictures(data, range(10), device))
     picture.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(picture, tok.decode(tok.encode(first)), nrow=10, padding=0)
-    found = evaluate_tokenizer(tok, pictures(data, range(len(data))), [judge], real=real)['metrics']
-    return found | ({'features_lite1': _features_apart(tok, data)} if have_lite('efficientnet-lite1')
-                    else {})
+    write_picture(picture, tok.decode(tok.encode(first)).cpu(), nrow=10, padding=0)
+    found = evaluate_tokenizer(tok, pictures(data, range(len(data)), device), [judge], real=real)
+    found = found['metrics'] | {'pictures': found['hash']}
+    if not have_lite('efficientnet-lite1'): return found
+    return found | {'features_lite1': _features_apart(tok, data)}
 
 # %% ../../nbs/studies/10_ablation.ipynb #cost
 def seconds_a_step(train,   # function of a configuration and a folder
@@ -148,10 +151,15 @@ def called(images): # `shapes`, or a folder
     return folder.parent.name if folder.name == 'train' else folder.name
 
 
-def _todo(rows, seeds, group, results):
-    "[(row, configuration, seed)] of what is not measured yet."
-    return [(row, change(c, {'train.seed': seed}), seed) for seed in seeds
-            for row, c in rows.items() if not (Path(results)/group/f'{row}-seed{seed}.json').exists()]
+def _todo(rows, seeds, group, own, results): # own: what all rows have beside their configuration
+    "[(row, configuration, seed)] of what is not measured yet; refuses a row of another recipe."
+    out = []
+    for seed in seeds:
+        for row, c in rows.items():
+            c = change(c, {'train.seed': seed})
+            if not (Path(results)/group/f'{row}-seed{seed}.json').exists(): out.append((row, c, seed))
+            else: record(f'{group}/{row}', seed, change(c, own), None, results)
+    return out
 
 
 def _files(config, weights, folder, images):
@@ -176,11 +184,11 @@ def run_roadmap(scale='two-phase',  # two-phase, small or paper
                 results=RESULTS,    # folder of the results
                 quiet=False):       # no progress bars
     "Train and measure every row that is not measured yet; says first what it will cost."
-    check(images == 'shapes' or validation,
-          'A folder of training images needs a folder of validation images: give it as validation.')
+    check((images == 'shapes') == (not validation), 'A folder of training images needs a folder of '
+          'validation images, and shapes have their own: give both, or neither.')
     rows, own = planned(scale, steps, only), {'data.images': called(images)}
     group = f'roadmap-{scale}' + ('' if images == 'shapes' else f'-{called(images)}')
-    todo, folder = _todo(rows, seeds, group, results), Path(out)/group
+    todo, folder = _todo(rows, seeds, group, own, results), Path(out)/group
     print(f'{group}: {len(rows) * len(seeds) - len(todo)} rows are measured, {len(todo)} are not.')
     if not todo: return
     tried = [(row, _files(replace(c, start_from=''), weights, folder, images), s) for row, c, s in todo]
@@ -198,7 +206,7 @@ def run_roadmap(scale='two-phase',  # two-phase, small or paper
             tok = train_tokenizer(there, data, folder/run, workers=workers, quiet=quiet)
             picture = Path(results)/group/f'{run}.png'
             seconds = read_log(folder/run)[-1]['seconds']
-            return _measured(tok.cpu(), held_out, judge, real(), picture) | {'train_seconds': seconds}
+            return _measured(tok, held_out, judge, real(), picture) | {'train_seconds': seconds}
         record(f'{group}/{row}', seed, change(c, own), measure, results)
 
 # %% ../../nbs/studies/10_ablation.ipynb #pilot-rows

@@ -30,7 +30,7 @@ def token_changes(tokenizer, # a `Tokenizer`
     K = tokenizer.config.bits
     codes = torch.cat([tokenizer.encode(b) for b in images.split(batch)])
     def decode(codes): return torch.cat([tokenizer.decode(b) for b in codes.split(batch)])
-    draws = hash32('another code', torch.arange(codes.numel())).view_as(codes)
+    draws = hash32('another code', torch.arange(codes.numel(), device=codes.device)).view_as(codes)
     other = 1 + draws % (2 ** K - 1)
     changed = {f'bit {i}': flip(codes, i) for i in range(K)} | {'random': (codes + other) % 2 ** K}
     if tokenizer.config.quantizer == 'vq':

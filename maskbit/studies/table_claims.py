@@ -89,7 +89,14 @@ def read_tables(group='tables-core', # of rows: tables-SCALE, or tables-SCALE-FO
     classes = {r['config']['stage2']['model']['classes'] for _, r in every if 'stage2' in r['config']}
     check(len(classes) <= 1, f'The rows of {group} have {sorted(classes)} classes: they are of '
           'different pictures and cannot stand in one table.')
-    study = Study(scale, called or 'shapes', called, results=results, classes=max(classes, default=10))
+    judges = {r['config']['judges'][0] for _, r in every}
+    check(len(judges) <= 1, f'The rows of {group} have several judges ({", ".join(sorted(judges))}): '
+          'they cannot stand in one table.')
+    shown = {r['metrics'].get('pictures') for _, r in every} - {None}
+    check(len(shown) <= 1, f'The rows of {group} were measured on different pictures: they cannot '
+          'stand in one table.')
+    study = Study(scale, called or 'shapes', called, results=results, classes=max(classes, default=10),
+                  judge=max(judges, default=''))
     for seed in {r['seed'] for _, r in every}:
         design = {name: about for name, about, _ in jobs(study, TABLES, seed)}
         for name, r in every:

@@ -23,16 +23,6 @@ from ..stage2.token_cache import write_cache
 from .ablation import seconds_a_step
 from .tables import TABLES, Study
 
-# %% ../../nbs/studies/32_table_runs.ipynb #jobs
-@patch
-def about(self: Study, seed, tokenizer, row=None, rate=None, sample=None):
-    "What identifies a row of results."
-    b = self.budget
-    counts = {k: getattr(b, k) for k in ('images', 'held_out', 'count', 'trial')}
-    return {'stage1': self.tokenizer_config(tokenizer, seed), 'counts': counts, 'judges': self.judges} | (
-        {'stage2': self.generator_config(row, seed, rate)} if row else {}) | (
-        {'sample': sample} if sample else {})
-
 # %% ../../nbs/studies/32_table_runs.ipynb #of-each
 def _of_generators(study, rows, seed):
     "The jobs of the generators that rows need: at every learning rate, or at the one decided upon."
@@ -47,8 +37,7 @@ def _of_samples(study, r, seed):
     "The job of a row's samples: at every point of the grid, or as decided upon."
     b = study.budget
     if seed == 0:
-        grid = {'grid': [b.temperatures, b.scales]}
-        def about(): return study.about(seed, r.tokenizer, r, study.rate(r), grid)
+        def about(): return study.about(seed, r.tokenizer, r, study.rate(r), study.grid)
         return f'{r.name}-tuning', about, lambda: study.measure_grid(r)
     def about(): return study.about(seed, r.tokenizer, r, study.rate(r), study.sampling(r))
     def measure(): return study._samples(r, seed, study.rate(r), study.sampling(r), b.count)
@@ -60,20 +49,30 @@ def jobs(study,  # a `Study`
          seed):  # 0 tunes
     "[(name, what is recorded of it, function that measures)], the last two made when it is its turn."
     rows, out = list({r.name: r for t in tables for r in TABLES[t]}.values()), []
-    if seed == 0: rows = [r for r in rows if r.tuner == r]
+    sampled = [r for r in rows if not r.suspect]
+    if seed == 0: rows, sampled = (list({r.tuner.name: r.tuner for r in x}.values()) for x in (rows, sampled))
     for name in {r.tokenizer: 0 for r in rows}:
         out.append((name, lambda n=name: study.about(seed, n),
                     lambda n=name: study.measure_tokenizer(n, seed)))
     return [*out, *_of_generators(study, rows, seed),
-            *(_of_samples(study, r, seed) for r in rows if not r.suspect)]
+            *(_of_samples(study, r, seed) for r in sampled)]
 
 # %% ../../nbs/studies/32_table_runs.ipynb #cost
+class _First:
+    "The first 64 pictures of a data set."
+    def __init__(self, data): self.data, self.classes = data, data.classes
+    def __len__(self): return min(64, len(self.data))
+    def fetch(self, *which): return self.data.fetch(*which)
+
+
 @patch
 def _sampling_seconds(self: Study, row, config):
     "Of drawing the samples of a row once, by an untrained generator."
-    gen, pictures = make_generator(config.model).eval().to(compute_dtype(config.train.precision)), 64
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else 'cpu'
+    gen, pictures = make_generator(config.model).eval(), 64
+    gen.to(device, compute_dtype(config.train.precision))
     labels, start = torch.arange(pictures) % config.model.classes, time.time()
-    sample_tokens(gen, labels, replace(config.model.sample, steps=4))
+    sample_tokens(gen, labels, replace(config.model.sample, steps=4)).cpu()
     steps = self.sampling(row, 1.0, 1.0).steps
     return (time.time() - start) / 4 * steps * self.budget.count / pictures
 
@@ -83,7 +82,7 @@ def cost(self: Study, wanted): # names of tokenizers, generators and rows
     "{name: minutes of one run here}."
     rows = {r.name: r for t in TABLES.values() for r in t}
     data, found = self.data('stage1', 64), {}
-    few = self.data('eval', 64)
+    few = _First(self.data('eval', 64))
     for r in rows.values():
         one, two = self.tokenizer_config(r.tokenizer, 0), self.generator_config(r, 0, 1e-3)
         if r.tokenizer in wanted - found.keys():
@@ -127,13 +126,18 @@ def run_tables(tables=tuple(TABLES),   # which
     check(not unknown, f'There is no table {", ".join(unknown)}: choose from {", ".join(TABLES)}.')
     study = Study(scale, images, validation, Path(out), Path(results), quiet)
     every = [(seed, *job) for seed in sorted(seeds) for job in jobs(study, tables, seed)]
+    if 0 not in seeds:
+        for *_, about, _ in every: about()         # says now what is not tuned
     todo = [j for j in every if not (study.results/study.group/f'{j[1]}-seed{j[0]}.json').exists()]
     print(f'{study.group}: {len(every) - len(todo)} rows are measured, {len(todo)} are not.')
-    if not todo: return
     study.results.mkdir(parents=True, exist_ok=True)
     cost = study.cost({_whose(name) for _, name, *_ in todo})
-    each = [study.minutes(name, cost) for _, name, *_ in todo]
-    for i, (seed, name, about, measure) in enumerate(todo):
-        print(f'{study.group}, {name}, seed {seed}: {each[i]:.1f} minutes of the '
-              f'{sum(each[i:]):.0f} that are left', flush=True)
+    left = sum(study.minutes(name, cost) for _, name, *_ in todo)
+    for job in every:
+        seed, name, about, measure = job
+        if job in todo:
+            minutes = study.minutes(name, cost)
+            print(f'{study.group}, {name}, seed {seed}: {minutes:.1f} minutes of the {left:.0f} '
+                  'that are left', flush=True)
+            left -= minutes
         record(f'{study.group}/{name}', seed, about(), measure, results)

@@ -17,7 +17,7 @@ from ..base.judges import code_metrics, count_codes, evaluate_tokenizer
 from ..base.monitor import read_log
 from ..base.presets import STAGE1, STAGE2
 from ..base.references import choose, pictures, reference_of
-from ..base.results import RESULTS, read_row
+from ..base.results import RESULTS, record
 from ..base.shapes import Shapes
 from ..base.training import compute_dtype
 from ..base.trees import change, check
@@ -145,8 +145,9 @@ def measure_samples(tok, gen,
     data = data or Shapes(tok.config.resolution, 'validation')
     labels = plan_labels('balanced', gen.config.classes, count)
     reference = reference_of(networks, data, choose(data, count, 'balanced'), cache=cache)
-    found = evaluate_generator(gen, tok, labels, reference, networks, cfg, seed)['metrics']
-    return {k: v for k, v in found.items() if isinstance(v, float)}
+    found = evaluate_generator(gen, tok, labels, reference, networks, cfg, seed)
+    return {k: v for k, v in found['metrics'].items() if isinstance(v, float)} | {
+        'pictures': reference.hash}
 
 # %% ../../nbs/studies/30_tables.ipynb #study
 @dataclass(frozen=True)
@@ -159,11 +160,12 @@ class Study:
     results: Path = RESULTS  # of the results
     quiet: bool = False      # no progress bars
     classes: int = 0         # of the pictures; counted if not given
+    judge: str = ''          # network whose KID decides; the best at hand if not given
 
     def __post_init__(self):
         check(self.scale in BUDGETS, f'The tables have no scale {self.scale!r}: choose core or paper.')
-        check(self.images == 'shapes' or self.validation, 'A folder of training images needs a '
-              'folder of validation images: give it as validation.')
+        check((self.images == 'shapes') == (not self.validation), 'A folder of training images needs '
+              'a folder of validation images, and shapes have their own: give both, or neither.')
 
     @property
     def budget(self): return BUDGETS[self.scale]
@@ -173,7 +175,10 @@ class Study:
     def group(self): return f'tables-{self.scale}' + f'-{self.called}' * (self.images != 'shapes')
     @property
     def judges(self):
-        return [judge_of(self.scale == 'core')] + ['shapes'] * (self.images == 'shapes')
+        best = self.judge or judge_of(self.scale == 'core')
+        return [best] + ['shapes'] * (self.images == 'shapes')
+    @property
+    def grid(self): return {'grid': [self.budget.temperatures, self.budget.scales]}
     @property
     def decides(self): return 'kid_' + self.judges[0].removeprefix('efficientnet-')
 
@@ -215,15 +220,16 @@ def tokens(self: Study, name, seed):
 # %% ../../nbs/studies/30_tables.ipynb #measured-tokenizer
 @patch
 def measure_tokenizer(self: Study, name, seed):
-    tok, count = self.tokenizer(name, seed).cpu(), self.budget.count
-    data, K = self.data('eval', 2 * count), tok.config.bits
+    tok, count = self.tokenizer(name, seed), self.budget.count
+    data, K, device = self.data('eval', 2 * count), tok.config.bits, next(tok.parameters()).device
     numbers = choose(data, count, 'balanced')
-    found = evaluate_tokenizer(tok, pictures(data, numbers), self.judges)['metrics']
+    found = evaluate_tokenizer(tok, pictures(data, numbers, device), self.judges)
     cache = self.tokens(name, seed)[0]
     each = [cache.fetch(range(i, min(i + 1024, len(cache))))['indices'] for i in range(0, len(cache), 1024)]
     used = code_metrics(sum(count_codes(x, K) for x in each))
-    few = torch.cat([x for x, _ in pictures(data, numbers[::max(1, len(numbers) // 100)])])
-    return found | {k: used[k] for k in ('codes_used', 'perplexity')} | token_changes(tok, few)
+    few = torch.cat([x for x, _ in pictures(data, numbers[::max(1, len(numbers) // 100)], device)])
+    return found['metrics'] | {'pictures': found['hash']} | {
+        k: used[k] for k in ('codes_used', 'perplexity')} | token_changes(tok, few)
 
 # %% ../../nbs/studies/30_tables.ipynb #generators
 @patch
@@ -258,26 +264,38 @@ def measure_generator(self: Study, row, seed, rate):
 
 # %% ../../nbs/studies/30_tables.ipynb #tuned
 @patch
-def _tuning(self: Study, names):
-    files = [Path(self.results)/self.group/f'{n}-seed0.json' for n in names]
-    check(all(f.exists() for f in files), f'{names[0]} is not '
-          'tuned yet: run the same command with --seeds 0 first.')
-    return [read_row(f)['metrics'] for f in files]
+def about(self: Study, seed, tokenizer, row=None, rate=None, sample=None):
+    "What identifies a row of results."
+    b = self.budget
+    counts = {k: getattr(b, k) for k in ('images', 'held_out', 'count', 'trial')}
+    return {'stage1': self.tokenizer_config(tokenizer, seed), 'counts': counts, 'judges': self.judges} | (
+        {'stage2': self.generator_config(row, seed, rate)} if row else {}) | (
+        {'sample': sample} if sample else {})
+
+
+@patch
+def _tuned(self: Study, name, about): # of a row of seed 0
+    def missing():
+        check(False, f'{name} is not tuned yet: run the same command with --seeds 0 first.')
+    return record(f'{self.group}/{name}', 0, about, missing, self.results)['metrics']
 
 
 @patch
 def rate(self: Study, row):
     "The learning rate with the fewest nats at seed 0."
-    rates = self.budget.rates
-    found = self._tuning([f'{row.tuner.generator}-lr{r:g}' for r in rates])
-    return min(zip(rates, found), key=lambda pair: pair[1]['nats'])[0]
+    r = row.tuner
+    nats = {lr: self._tuned(f'{r.generator}-lr{lr:g}', self.about(0, r.tokenizer, r, lr))['nats']
+            for lr in self.budget.rates}
+    return min(nats, key=nats.get)
 
 
 @patch
 def sampling(self: Study, row, t=None, s=None):
     "The sampler of a row, with this t and s, or those of the lowest KID at seed 0."
     if t is None:
-        found, = self._tuning([f'{row.tuner.name}-tuning'])
+        r = row.tuner
+        about = self.about(0, r.tokenizer, r, self.rate(r), self.grid)
+        found = self._tuned(f'{r.name}-tuning', about)
         t, s = map(float, min(found, key=found.get).split())
     steps = max(1, self.budget.stage1.model.side ** 2 // row.at_once)
     return replace(self.budget.stage2.model.sample, steps=steps, temperature=t, guidance_scale=s)

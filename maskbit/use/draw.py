@@ -15,7 +15,9 @@ from ..base.trees import check
 from .jobs import device
 
 # %% ../../nbs/use/62_draw.ipynb #models
-def _check_picture(out):
+def _check_picture(out, *given): # given: files that are read
+    check(out.resolve() not in [f.resolve() for f in given], f'{out} is the picture that is read: '
+          'give another name for the one to write.')
     check(out.suffix.lower() in ('.png', '.jpg') and not out.is_dir(),
           f'out is {out}: give the name of a .png or .jpg file.')
 
@@ -37,7 +39,8 @@ def labelled(images,  # (rows * columns, 3, H, W) in [0, 1]
     from PIL import Image, ImageDraw, ImageFont
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
-    grid = to_pil_image(make_grid(images.clamp(0, 1), nrow=columns, padding=1))
+    from maskbit.stage2.sampling import to_uint8
+    grid = to_pil_image(to_uint8(make_grid(images, nrow=columns, padding=1)))
     font, step = ImageFont.load_default(), images.shape[2] + 1
     margin = round(max(font.getlength(n) for n in names)) + 6
     out = Image.new('RGB', (margin + grid.width, grid.height), 'white')
@@ -141,7 +144,8 @@ class Reconstruct:
         from torchvision.transforms.functional import to_pil_image, to_tensor
         from maskbit.base.storage import write_picture
         from maskbit.stage1.tokenizer import Tokenizer
-        _check_picture(self.out)
+        from maskbit.stage2.sampling import to_uint8
+        _check_picture(self.out, *self.files)
         check(self.files, 'Give the files of the pictures to reconstruct.')
         tok, rows = Tokenizer.from_pretrained(self.tokenizer).to(device(self.device)), []
         for file in self.files:
@@ -151,7 +155,7 @@ class Reconstruct:
             psnr = -10 * (image - back).square().mean().clamp_min(1e-10).log10()
             print(f'{file}: {tokens.shape[1]} x {tokens.shape[2]} tokens of {tok.config.bits} '
                   f'bits, PSNR {psnr:.1f} dB')
-            rows.append(to_pil_image(torch.cat([image, back], 3)[0]))
+            rows.append(to_pil_image(to_uint8(torch.cat([image, back], 3)[0])))
         self.out.parent.mkdir(parents=True, exist_ok=True)
         write_picture(self.out, to_tensor(_stacked(rows))[None])
         print(f'{self.out} shows them, each on the left and its reconstruction on the right.')
@@ -197,7 +201,7 @@ class Edit:
         from maskbit.base.storage import write_picture
         from maskbit.stage2.editing import box, edit, repaint
         from maskbit.stage2.sampling import class_numbers
-        _check_picture(self.out)
+        _check_picture(self.out, self.file)
         gen, tok = models(self.generator, self.tokenizer, self.device)
         g, stride, side = gen.config, tok.config.stride, gen.config.side
         for name in ('rows', 'columns'):

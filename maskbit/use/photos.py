@@ -18,6 +18,7 @@ from ..base.judges import evaluate_tokenizer
 from ..base.monitor import read_log
 from ..base.pixels import read_rgb
 from ..base.presets import STAGE1
+from ..base.pretrained import fingerprint
 from ..base.references import pictures
 from ..base.results import RESULTS, record
 from ..base.storage import provenance
@@ -51,9 +52,15 @@ HELD_OUT = (
 _THINGS = {'animals', 'buildings', 'food', 'people', 'plants', 'transportation'}
 
 
+def _inside(path):
+    "The parts of a path below a package's last folder `share`, or all of them."
+    parts = path.parts
+    return parts[len(parts) - parts[::-1].index('share'):] if 'share' in parts else parts
+
+
 def name_of(path):
     "What a picture of the packages is called."
-    parts = path.parts
+    parts = _inside(path)
     return parts[parts.index('wallpapers') + 1] if 'wallpapers' in parts else path.stem
 
 
@@ -64,7 +71,7 @@ def sources(folder): # in which the packages are unpacked
         if p.suffix not in ('.jpg', '.png', '.webp') or p.is_symlink() or p.stem == 'screenshot':
             continue
         size, key = p.stat().st_size, re.sub(r'_?\d+x\d+', '', str(p))
-        if 'openclipart' in p.parts and (size > 150_000 or not _THINGS & set(p.parts)): continue
+        if 'openclipart' in _inside(p) and (size > 150_000 or not _THINGS & set(_inside(p))): continue
         if key not in found or size > found[key].stat().st_size: found[key] = p
     missing = {*LEARNED, *HELD_OUT} - {name_of(p) for p in found.values()}
     check(not missing, f'{len(missing)} of 37 photographs are not in {folder}, such as '
@@ -104,7 +111,7 @@ def exchanged(im, draw):
 # %% ../../nbs/use/16_photos.ipynb #squares
 def _kinds(path): # -> (folder, number of squares, their side) of each kind that it gives
     name = name_of(path)
-    if 'openclipart' in path.parts: return [('train/drawings', 2, 72)]
+    if 'openclipart' in _inside(path): return [('train/drawings', 2, 72)]
     if name in HELD_OUT: return [('held-out/photographs', 100, 64)]
     if name in LEARNED: return [('train/photographs', 500, 72), ('larger/photographs', 60, 144)]
     return [('train/wallpapers', 80, 72), ('larger/wallpapers', 12, 144)]
@@ -193,7 +200,8 @@ def train_photos(folder,             # in which the packages are unpacked
         tok = train_tokenizer(c, data, out/name, workers=workers)
         rows[name] = tok.cpu().half().float(), phases('photos')[name]       # as it is stored
     for name, (tok, c) in rows.items():
-        found = record(f'photos/{name}', 0, c, lambda: measured(tok, out/'pictures/held-out'), results)
+        about = {'stage1': c, 'tokenizer': fingerprint(tok)}
+        found = record(f'photos/{name}', 0, about, lambda: measured(tok, out/'pictures/held-out'), results)
     seconds = {f'seconds of {name}': read_log(out/name)[-1]['seconds'] for name in phases(out)}
     about = {'data': _ABOUT, 'training': asdict(c), 'metrics': found['metrics'] | seconds,
              'provenance': code}

@@ -212,7 +212,7 @@ def _parts(sizes, unit):
 def _memory_text(p):
     "Whether it fits, and if not, what would."
     room, used = GPUS[p.gpu][1], (p.fixed + p.each * p.microbatch) / 1e9
-    if not p.largest: return f'one image does not fit into {room} GB'
+    if p.largest < 1: return f'one image does not fit into {room} GB'
     text = (f'{_figure(used)} GB of {room} a GPU: {_figure(p.fixed / 1e9)} whatever the batch, '
             f'{_figure(p.each / 1e9)} for each image (an upper estimate, float32)')
     if used <= 0.9 * room: return text

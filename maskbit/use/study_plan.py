@@ -7,6 +7,7 @@ __all__ = ['gpu_hours', 'plan_roadmap', 'plan_tables']
 
 # %% ../../nbs/use/61_study_plan.ipynb #imports
 from ..base.results import markdown_table
+from ..base.trees import check
 from ..studies.ablation import planned
 from ..studies.tables import TABLES, Study
 from .plan import GPUS, image_flops, known_gpu, paper_utilisation
@@ -14,12 +15,11 @@ from .plan import GPUS, image_flops, known_gpu, paper_utilisation
 # %% ../../nbs/use/61_study_plan.ipynb #hours
 def gpu_hours(stage,            # tokenizer or generator
               config,           # its configuration
-              gpu,              # of `GPUS`
-              utilisation=None): # share of the peak; what the paper reached if not given
-    "What training takes."
+              gpu):             # of `GPUS`
+    "What training takes, at the share of the peak that the paper reached."
     images = config.train.steps * config.train.batch
     operations = images * sum(image_flops(stage, config).values())
-    return operations / (GPUS[gpu][0] * 1e12 * (utilisation or paper_utilisation(stage)[0])) / 3600
+    return operations / (GPUS[gpu][0] * 1e12 * paper_utilisation(stage)[0]) / 3600
 
 # %% ../../nbs/use/61_study_plan.ipynb #roadmap
 def _sum_table(rows, seeds, gpus, gpu): # [(name, what, GPU hours)]
@@ -29,12 +29,19 @@ def _sum_table(rows, seeds, gpus, gpu): # [(name, what, GPU hours)]
     return markdown_table(['row', 'what', 'GPU hours'], [(n, w, f'{h:,.1f}') for n, w, h in rows] + [last])
 
 
+def _asked(seeds, gpus, gpu):
+    "The GPU's name in `GPUS`; refuses counts below 1."
+    for what, n in {'seeds': seeds, 'gpus': gpus}.items():
+        check(n >= 1, f'{what} is {n}: choose at least 1.')
+    return known_gpu(gpu)
+
+
 def plan_roadmap(scale='paper', # or small
                  seeds=1,       # how many
                  gpus=8,        # how many
                  gpu='A100'):   # of `GPUS`
     "What `maskbit roadmap` takes: a table of its rows; measuring them is not counted."
-    gpu = known_gpu(gpu)
+    gpu = _asked(seeds, gpus, gpu)
     return _sum_table([(row, f'{c.train.steps:,} steps of {c.train.batch}, {seeds} times',
                         seeds * gpu_hours('tokenizer', c, gpu)) for row, c in planned(scale).items()],
                       seeds, gpus, gpu)
@@ -51,14 +58,15 @@ def plan_tables(tables=tuple(TABLES), # which
                 gpus=8,               # how many
                 gpu='A100'):          # of `GPUS`
     "What `maskbit tables --scale paper` takes, by kind of work."
-    gpu, study = known_gpu(gpu), Study('paper', 'imagenet', 'imagenet', quiet=True, classes=1000)
+    gpu, study = _asked(seeds, gpus, gpu), Study('paper', 'imagenet', 'imagenet', quiet=True, classes=1000)
     rows, b, later = {r.name: r for t in tables for r in TABLES[t]}, study.budget, seeds - 1
     first = {k: {getattr(r, k): r for r in rows.values()} for k in ('tokenizer', 'generator')}
     trained = {n: r for n, r in first['tokenizer'].items() if not n.startswith('renumbered')}
     out = [(n, f'tokenizer, {seeds} times', seeds * gpu_hours('tokenizer', study.tokenizer_config(n, 0), gpu))
            for n in trained]
-    for n, r in first['generator'].items():
-        times = later + len(b.rates) * (r.tuner == r)
+    tuners = {r.tuner.generator: r.tuner for r in rows.values()}
+    for n, r in (first['generator'] | tuners).items():
+        times = later * (n in first['generator']) + len(b.rates) * (n in tuners)
         hours = gpu_hours('generator', study.generator_config(r, 0, b.rates[0]), gpu)
         out.append((n, f'generator, {times} times', times * hours))
     grid = len(b.temperatures) * len(b.scales) * b.trial
