@@ -194,11 +194,12 @@ def show_table(rows,  # of `read_tables`
         s = r['config']['sample']
         return f'{r["config"]["stage2"]["optim"]["lr"]:g}, {s["temperature"]:g}, {s["guidance_scale"]:g}'
     header = [f'Table {name}', 'gFID, ImageNet', 'IS', 'nats a token', 'in turn', 'KID of the tokenizer',
-              'KID above it', 'agreement', 'rate, t, s', 'seeds']
+              'KID above it', 'agreement', 'rate, t, s', 'seeds: nats, samples']
     return markdown_table(header, [
         (row.label, row.fid or 'not in the paper', row.score or '-',
          *(cell(row, m, d) for m, d in MEASURES.items()), tuned(row),
-         len(values(rows, row.name, 'above'))) for row in TABLES[name]])
+         f'{len(values(rows, row.name, "nats"))}, {len(values(rows, row.name, "above"))}')
+        for row in TABLES[name]])
 
 
 def share_table(rows): # of `read_tables`
