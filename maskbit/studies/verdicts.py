@@ -212,12 +212,13 @@ def verdict_table(rows): # of `read_roadmap`
                            'p (Holm)', 'seeds', 'verdict', 'against it, too'], cells)
 
 
-def in_one_sentence(rows): # of `read_roadmap`
-    "How many steps have which verdict."
-    said = [s.split(' here')[0].split(' (')[0] for *_, s in verdicts(rows).values()]
+def in_one_sentence(found, # of `verdicts`, or of those of Tables 3 and 4
+                    what='eight steps of Figure 2'):
+    "How many claims have which verdict."
+    said = [s.split(' here')[0].split(' (')[0] for *_, s in found.values()]
     kinds = ('confirmed here', 'not seen here', 'contrary here', 'not run')
     each = [f'{said.count(kind.removesuffix(" here"))} {kind}' for kind in kinds]
-    return f'Of the eight steps of Figure 2: {", ".join(each)}.'
+    return f'Of the {what}: {", ".join(each)}.'
 
 
 def beside_table(rows): # of `read_roadmap`
