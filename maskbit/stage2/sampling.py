@@ -105,12 +105,19 @@ def _plan(totals, # groups to fill of each picture
     left = torch.tensor([h + [0] * (len(i) - len(h)) for h in hidden]).T
     return weight.where(weight.abs() >= NO_GUIDANCE, 0.0).float(), noise.float(), left
 
-# %% ../../nbs/stage2/40_sampling.ipynb #sample-tokens
+# %% ../../nbs/stage2/40_sampling.ipynb #spread
+def _asked(mask, most): # (B, n, N), and how many positions may have a hidden group
+    "Those that have, (B, most), and others behind them; None for all."
+    if most >= mask.shape[1]: return None
+    return mask.any(-1).int().argsort(dim=1, descending=True, stable=True)[:, :most]
+
+
 def _spread(x, at, n): # (B, m, N) -> (B, n, N)
     "What is known at some positions, at its place among all, and zeros elsewhere."
+    if at is None: return x
     return x.new_zeros(len(x), n, x.shape[-1]).scatter(1, at[..., None].expand_as(x), x)
 
-
+# %% ../../nbs/stage2/40_sampling.ipynb #sample-tokens
 @torch.no_grad()
 def sample_tokens(generator,      # a `Generator` or `MaskGIT`, in evaluation mode
                   labels,         # (B,) int64
@@ -132,7 +139,7 @@ def sample_tokens(generator,      # a `Generator` or `MaskGIT`, in evaluation mo
     rank = torch.arange(mask[0].numel(), device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     for i in range(len(guided)):
-        at = mask.any(-1).int().argsort(dim=1, descending=True, stable=True)[:, :most[i]]
+        at = _asked(mask, most[i])
         logits = guided_logits(generator, groups, mask, labels, weights[i] if guided[i] else None, at)
         value, logp = _draw(logits, cfg.softmax_temperature, (seed, picture, i), at)
         if c.head == 'joint': value = split_groups(value.squeeze(-1), c.bits, c.groups)

@@ -39,8 +39,8 @@ def explained(y, guess): # (n, targets) each
 # %% ../../nbs/studies/22_probe.ipynb #fitted
 def fitted(x, y, strengths=(1e-4, 1e-3, 1e-2, 0.1, 1.0)):
     "The probe of the strength that does best on every fifth row, fitted to all rows."
-    held = torch.arange(len(x)) % 5 == 2
     check(len(x) >= 3, f'{len(x)} rows are too few to fit a probe: give at least 3.')
+    held = torch.arange(len(x)) % 5 == 2
     def score(s): return explained(y[held], read(x[held], ridge(x[~held], y[~held], s))).mean()
     return ridge(x, y, max(strengths, key=score))
 

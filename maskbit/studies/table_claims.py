@@ -63,7 +63,7 @@ CONTRASTS = (
     Claim('own', 'VQ renumbered, two groups', 'vq-12-bits-2-1t', 'renumbered-12-bits-2-1t', 'nats', '-'),
     *(Claim('own', r.label, r.tuner.name, r.name, 'nats', '-') for r in TABLES['suspects']))
 
-# %% ../../nbs/studies/34_table_claims.ipynb #read-tables
+# %% ../../nbs/studies/34_table_claims.ipynb #wrong
 def _wrong(want, had): # what identifies a row, and what was stored
     "The fields that differ, in words."
     out = []
@@ -78,7 +78,7 @@ def _wrong(want, had): # what identifies a row, and what was stored
         out += [f'{k}.{said}' for said in apart(v, had[k])]
     return out
 
-
+# %% ../../nbs/studies/34_table_claims.ipynb #read-tables
 def read_tables(group='tables-core', # of rows: tables-SCALE, or tables-SCALE-FOLDER
                 results=RESULTS):    # folder of the results
     "{name: {seed: row}}; raises `InputError` for a row of another recipe, data or tokenizer."
@@ -92,8 +92,8 @@ def read_tables(group='tables-core', # of rows: tables-SCALE, or tables-SCALE-FO
     judges = {r['config']['judges'][0] for _, r in every}
     check(len(judges) <= 1, f'The rows of {group} have several judges ({", ".join(sorted(judges))}): '
           'they cannot stand in one table.')
-    shown = {r['metrics'].get('pictures') for _, r in every} - {None}
-    check(len(shown) <= 1, f'The rows of {group} were measured on different pictures: they cannot '
+    seen = {r['metrics'].get('pictures') for _, r in every} - {None}
+    check(len(seen) <= 1, f'The rows of {group} were measured on different pictures: they cannot '
           'stand in one table.')
     study = Study(scale, called or 'shapes', called, results=results, classes=max(classes, default=10),
                   judge=max(judges, default=''))

@@ -44,13 +44,16 @@ def _of_samples(study, r, seed):
     return r.name, about, measure
 
 # %% ../../nbs/studies/32_table_runs.ipynb #jobs-list
+def _tuners(rows): return list({r.tuner.name: r.tuner for r in rows}.values())
+
+
 def jobs(study,  # a `Study`
          tables, # 3a, 3b, ...
          seed):  # 0 tunes
     "[(name, what is recorded of it, function that measures)], the last two made when it is its turn."
     rows, out = list({r.name: r for t in tables for r in TABLES[t]}.values()), []
     sampled = [r for r in rows if not r.suspect]
-    if seed == 0: rows, sampled = (list({r.tuner.name: r.tuner for r in x}.values()) for x in (rows, sampled))
+    if seed == 0: rows, sampled = _tuners(rows), _tuners(sampled)
     for name in {r.tokenizer: 0 for r in rows}:
         out.append((name, lambda n=name: study.about(seed, n),
                     lambda n=name: study.measure_tokenizer(n, seed)))
@@ -130,8 +133,7 @@ def run_tables(tables=tuple(TABLES),   # which
         for *_, about, _ in every: about()         # says now what is not tuned
     todo = [j for j in every if not (study.results/study.group/f'{j[1]}-seed{j[0]}.json').exists()]
     print(f'{study.group}: {len(every) - len(todo)} rows are measured, {len(todo)} are not.')
-    study.results.mkdir(parents=True, exist_ok=True)
-    cost = study.cost({_whose(name) for _, name, *_ in todo})
+    cost = study.cost({_whose(name) for _, name, *_ in todo}) if todo else {}
     left = sum(study.minutes(name, cost) for _, name, *_ in todo)
     for job in every:
         seed, name, about, measure = job

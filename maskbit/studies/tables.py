@@ -25,7 +25,7 @@ from ..stage1.tokenizer_training import train_tokenizer
 from ..stage2.generator_training import train_generator
 from ..stage2.evaluation import evaluate_generator, plan_labels
 from ..stage2.token_cache import write_cache
-from .ablation import called, judge_of
+from .ablation import called, check_validation, judge_of
 from .flips import token_changes
 from .nats import nats_of
 
@@ -164,8 +164,7 @@ class Study:
 
     def __post_init__(self):
         check(self.scale in BUDGETS, f'The tables have no scale {self.scale!r}: choose core or paper.')
-        check((self.images == 'shapes') == (not self.validation), 'A folder of training images needs '
-              'a folder of validation images, and shapes have their own: give both, or neither.')
+        check_validation(self.images, self.validation)
 
     @property
     def budget(self): return BUDGETS[self.scale]

@@ -141,7 +141,7 @@ def cut(folder, # in which the packages are unpacked
 def write_examples(folder): # in which the packages are unpacked
     "The photographs that are in the package."
     for path in sources(folder):
-        if name_of(path) not in HELD_OUT or 'lomiri' not in str(path): continue
+        if name_of(path) not in HELD_OUT or '_by_' not in path.stem: continue      # those of Lomiri
         im = read_rgb(path)
         size = [round(n * 256 / min(im.size)) for n in im.size]
         PHOTOGRAPHS.mkdir(exist_ok=True)
