@@ -120,7 +120,7 @@ BUDGETS = {
                        'train.microbatch': 32, 'train.save_every': 200}),
                    {'loss.unquantized': 150, 'loss.entropy': 0.0, 'loss.gan_start': 1125,
                     'train.steps': 1500},
-                   16_000, 1000, 1000, 250, (3e-3, 6e-3), (1.0, 2.0, 4.0), (1.0, 4.0)),
+                   16_000, 1000, 1000, 250, (1.5e-3, 3e-3, 6e-3, 1.2e-2), (1.0, 2.0, 4.0), (1.0, 4.0)),
     'paper': Budget(STAGE1['paper-12bit'], STAGE2['paper-12bit'], {}, 1_281_167, 10_000, 50_000, 10_000,
                     (5e-5, 1e-4, 2e-4), (6.5, 8.2, 10.3), (5.8, 7.1, 8.4))}
 
