@@ -77,7 +77,8 @@ def test_a_training_starts_from_a_model(tmp_path, capsys):
     for name, more in (('new', []), ('from', ['--start-from', 'shapes'])):
         command(f'train-tokenizer tiny --out {tmp_path}/{name}', *few, '--loss.perceptual', 'none', *more)
     new, started = (read_log(tmp_path/name)[0]['reconstruction'] for name in ('new', 'from'))
-    assert '100.0% of the weights are those of shapes.' in capsys.readouterr().out and started < new / 4
+    assert 'A new run takes 100.0% of its weights from shapes.' in capsys.readouterr().out
+    assert started < new / 4
     command(f'tokenize --tokenizer {tmp_path}/from --data.train_size 16 --out {tmp_path}/tokens')
     command(f'train-generator tiny --tokens {tmp_path}/tokens --out {tmp_path}/g --start-from shapes', *few,
             '--model.width', '192', '--model.heads', '6', '--model.mlp', '64')
@@ -153,7 +154,7 @@ WRONG = {
     'no such label': ('sample --generator shapes --tokenizer shapes --out x.png --labels 10', '10'),
     'nothing released': ('convert --source maskbit_tokenizer_11bit --out x', 'maskbit_tokenizer_12bit'),
     'no command': ('trian-tokenizer tiny --out x', 'did you mean train-tokenizer?'),
-    'no preset given': ('train-generator --tokens x --out y', 'wants a preset as its next word'),
+    'no preset given': ('train-generator --tokens x --out y', 'Name a preset after maskbit train-generator'),
     'no such preset': ('train-tokenizer tinny --out x', 'did you mean tiny?'),
     'no such option': ('sample --generators shapes', 'did you mean --generator?'),
     'no out': ('sample --generator shapes --tokenizer shapes', 'maskbit sample needs --out'),

@@ -162,7 +162,8 @@ def scan(folder,      # of images, with or without sub-folders
     kept = [(p, k) for p, k, fault in zip(files, labels, faults) if not fault]
     check(kept, f'None of the {len(files) + len(skipped.keys() - set(files))} files in {folder} '
                 f'is a readable image{" in a sub-folder" if names else ""}.')
-    if skipped: say(f'{len(kept)} images, {len(skipped)} files or folders left out.')
+    many = 's' * (len(skipped) != 1)
+    if skipped: say(f'{len(kept)} images, {len(skipped)} file{many} or folder{many} left out.')
     classes = [printable(name) for name in names or [root.resolve().name]]
     empty = ', '.join(classes[k] for k in sorted(set(number.values()) - {k for _, k in kept}))
     check(not empty, f'The class {empty} of {folder} has no readable image: '

@@ -47,8 +47,9 @@ def _same_run(path, held, config, about):
     except InputError as e: raise InputError(f'{folder} cannot be continued. {e}') from None
     course = {k: changed[k] for k, may in _COURSE.items() if k in changed and may(*changed[k])}
     wrong = sorted(set(changed) - _FREE - set(course))
-    check(not wrong, f'{folder} holds a run with another {", ".join(wrong)}: '
-                     'choose another folder, or the same settings to continue it.')
+    told = (f'{k} ({changed[k][0]}, not {changed[k][1]})' for k in wrong)
+    check(not wrong, f'{folder} holds a run with another {", ".join(told)}: choose another folder, '
+                     'or the same settings to continue it. Only train.steps may grow and optim.lr fall.')
     wrong = _differences(held.get('data'), about)
     check(not wrong, f'The data of the run in {folder} have changed ({"; ".join(wrong[:3])}): '
                      'give it the same again, or choose another folder.')

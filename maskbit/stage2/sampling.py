@@ -165,7 +165,8 @@ def class_numbers(labels,  # numbers, or names of classes, or a mixture; a tenso
     def number(label):
         if not isinstance(label, str): return label
         if label in named: return named[label]
-        there = f'the numbers 0 to {config.classes - 1}' + ' and names' * bool(named)
+        names = ', '.join([*list(named)[:10], *['...'] * (len(named) > 10)])
+        there = f'the numbers 0 to {config.classes - 1}' + f' and names ({names})' * bool(named)
         check(label.isdecimal(), f'There is no class {label!r} among {there} of this generator'
               + nearest(label, named))
         return int(label)

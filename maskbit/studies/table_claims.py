@@ -164,10 +164,10 @@ def table_verdicts(rows): # of `read_tables`
 
 
 def claim_table(rows): # of `read_tables`
-    "Each claim: published, measured with 95 % interval, the verdict, what speaks against its reason."
+    "Each claim: published, measured with 95 % interval, the verdict, what would speak against its reason."
     return markdown_table(
         ['table', 'claim', 'published: gFID', 'measure', 'measured here', 'p (Holm)', 'seeds', 'verdict',
-         'against its reason'],
+         'would count against its reason'],
         [(c.table, c.says, c.published, c.measure, interval(f) if f else 'not run',
           f'{p:.2g}' if f else '', f.seeds if f else '', said, c.against)
          for c, (f, p, said) in table_verdicts(rows).items()])
@@ -233,6 +233,7 @@ def draw_curves(rows): # of `read_tables`
             label = f'{rate.rpartition("-lr")[2]} ({last_fifth(curve):.0%})'
             ax.plot(*zip(*curve), lw=1, label=label)
         ax.set_title(n, fontsize=8); ax.legend(fontsize=6)
+    fig.supxlabel('step', fontsize=8); fig.supylabel('loss, nats a group', fontsize=8)
     for ax in axes.flat[len(names):]: ax.axis('off')
     plt.show()
 

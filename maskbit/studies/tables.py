@@ -79,7 +79,7 @@ TABLES = { # label, gFID, IS, quantizer, bits, input, groups, head, tokens a ste
            Row('2 groups', 1.82),
            Row('4 groups', 2.01, groups=4),
            Row('2 groups, joint head', head='joint'),
-           Row('1 group of VQ indices', quantizer='vq', groups=1),
+           Row('1 group of VQ indices', 2.83, quantizer='vq', groups=1),
            Row('2 groups of VQ indices', 4.4, quantizer='vq'),
            Row('2 groups of VQ indices, renumbered', quantizer='renumbered')],
     '4a': [_bits('10 bits', 1.68, 353.1, 10), _bits('12 bits', 1.65, 341.8, 12),

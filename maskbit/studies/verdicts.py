@@ -214,7 +214,7 @@ def verdict_table(rows): # of `read_roadmap`
     cells = [(c.step, c.says, published(c), interval(f) if f else 'not run', f'{p:.2g}' if f else '',
               f.seeds if f else '', said, c.against) for c, (f, p, said) in verdicts(rows).items()]
     return markdown_table(['step', 'change', 'published: rFID', f'measured: kid_{judge(rows)}',
-                           'p (Holm)', 'seeds', 'verdict', 'against it, too'], cells)
+                           'p (Holm)', 'seeds', 'verdict', 'would count against it, too'], cells)
 
 
 def beside_table(rows): # of `read_roadmap`

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from ..base.released import (ENDINGS, constants, find_released, kind_of, read_tensors,
                                    recognise, released_name, with_names)
+from ..base.pretrained import model_folder
 from ..base.storage import read_json, write_atomic
 from ..base.trees import InputError, check
 from ..stage1.tokenizer import Tokenizer
@@ -47,20 +48,20 @@ def load_released(name,      # of `RELEASED`; or a file of weights, or a folder 
     return model
 
 # %% ../../nbs/use/20_checkpoints.ipynb #convert
-def load_any(source,    # a folder of ours, or whatever `load_released` takes
+def load_any(source,    # a folder of a model or a run of ours, or whatever `load_released` takes
              **kwargs): # as for `convert`
     "A tokenizer or a generator, whichever it is."
-    about = Path(source)/'config.json'
-    if about.is_file():
-        generator = 'groups' in read_json(about)
-        return (MaskedTransformer if generator else Tokenizer).from_pretrained(source)
+    ours = model_folder(source)
+    if (ours/'config.json').is_file():
+        generator = 'groups' in read_json(ours/'config.json')
+        return (MaskedTransformer if generator else Tokenizer).from_pretrained(ours)
     model = load_released(source, **kwargs)
     origin = f'The weights are those of {Path(source).name}; they were trained elsewhere.'
     model.about = {'data': origin}
     return model
 
 
-def convert(source,    # a folder of ours, or whatever `load_released` takes
+def convert(source,    # as for `load_any`
             out,       # a folder, for our format; a new .bin or .safetensors file, for the released
             **kwargs): # resolution and heads as for `recognise`, of a released file
     "Write a model in another format; returns it."

@@ -228,4 +228,5 @@ class WriteShards:
         index = write_shards(self.images, self.out, self.per_shard, self.seed)
         classes, shards = len(index['classes']), len(index['shards'])
         images = sum(len(s['label']) for s in index['shards'])
-        print(f'{images} images of {classes} classes are in {shards} shards in {self.out}.')
+        print(f'{images} images of {classes} classes are in {shards} '
+              f'shard{"s" * (shards != 1)} in {self.out}.')

@@ -152,7 +152,8 @@ def launch_words(words, machines: Machines, dry_run=False): # as for `torchrun`
     if dry_run: return _show(words, machines, config, shares)
     there = torch.cuda.device_count()
     check((machines.gpus or 0) <= there,
-          f'gpus is {machines.gpus} and this machine has {there}: choose fewer.')
+          f'gpus is {machines.gpus} and this machine has {there}: choose at most {there} (0 is for '
+          'processes on the CPU).')
     check(machines.nodes == 1 or machines.rendezvous,
           'Several machines need a place to meet: give rendezvous, as host:port of one of them.')
     print(shares, flush=True)

@@ -75,7 +75,8 @@ def __call__(self: Evaluate):
     measure = self.of_generator if self.generator else self.of_tokenizer
     result = measure(Tokenizer.from_pretrained(self.tokenizer).to(device()), self.judges(), how)
     if how['rank'] == 0:
-        write_result(self.out, result | {'provenance': about}); print(report_text(result))
+        write_result(self.out, result | {'provenance': about})
+        print(report_text(result), f'The numbers, and how they were measured, are in {self.out}.', sep='\n')
 
 # %% ../../nbs/use/66_measure.ipynb #together
 def together():

@@ -24,7 +24,7 @@ def _path(tree,  # {command: {preset: {}}} or {command: {}}
         what, here = 'preset' if path else 'command', ' '.join(['maskbit', *path])
         word = words[len(path)] if len(words) > len(path) else ''
         check(word and not word.startswith('-'),
-              f'{here} wants a {what} as its next word: one of {", ".join(tree)}.')
+              f'Name a {what} after {here}: one of {", ".join(tree)}.')
         check(word in tree, f'There is no {what} {word!r}{nearest(word, tree)} '
               + (f'Choose one of {", ".join(tree)}.' if path else 'See maskbit --help.'))
         path.append(word)
