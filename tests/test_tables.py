@@ -8,7 +8,8 @@ from maskbit.base.trees import InputError, change
 from maskbit.studies.ablation import run_roadmap
 from maskbit.studies.table_claims import claim_table, read_tables
 from maskbit.studies.table_runs import jobs, run_tables
-from maskbit.studies.tables import BUDGETS, TABLES, Budget, Study
+from maskbit.studies.study import Study
+from maskbit.studies.tables import BUDGETS, TABLES, Budget
 
 TRAIN = {'train.batch': 4, 'train.save_every': 2, 'train.steps': 2}
 SMALL = Budget(change(STAGE1['tiny'], TRAIN | {
@@ -84,9 +85,9 @@ def test_rows_on_other_pictures_or_by_another_judge_are_refused(tmp_path):
 
 
 def test_a_judge_that_is_not_here_can_be_read(tmp_path):
-    with patch('maskbit.studies.tables.judge_of', lambda small: 'efficientnet-lite1'):
+    with patch('maskbit.studies.study.judge_of', lambda small: 'efficientnet-lite1'):
         run(tmp_path, ('4b',), (0, 1))
-    with patch('maskbit.studies.tables.judge_of', lambda small: 'inception'):
+    with patch('maskbit.studies.study.judge_of', lambda small: 'inception'):
         assert len(read_tables(results=tmp_path/'results')) == 9
 
 

@@ -17,7 +17,7 @@ from ..base.trees import change
 from ..stage1.tokenizer_training import train_tokenizer
 from ..stage2.generator_training import train_generator
 from ..stage2.token_cache import write_cache
-from .tables import measure_samples
+from .study import measure_samples
 
 # %% ../../nbs/studies/45_semantics.ipynb #pair
 def measure_both(tok,    # a `Tokenizer`

@@ -13,7 +13,8 @@ from ..base.results import RESULTS, markdown_table, read_results, shown
 from ..base.trees import check
 from .nats import SHARES
 from .table_runs import jobs
-from .tables import TABLES, Study
+from .study import Study
+from .tables import TABLES
 from .verdicts import apart, holm, interval, paired, verdict
 
 # %% ../../nbs/studies/34_table_claims.ipynb #claims

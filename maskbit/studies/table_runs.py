@@ -21,7 +21,8 @@ from ..stage2.generator_training import train_generator
 from ..stage2.sampling import sample_tokens
 from ..stage2.token_cache import write_cache
 from .ablation import seconds_a_step
-from .tables import TABLES, Study
+from .study import Study
+from .tables import TABLES
 
 # %% ../../nbs/studies/32_table_runs.ipynb #of-each
 def _of_generators(study, rows, seed):

@@ -9,7 +9,8 @@ __all__ = ['gpu_hours', 'plan_roadmap', 'plan_tables']
 from ..base.results import markdown_table
 from ..base.trees import check
 from ..studies.ablation import planned
-from ..studies.tables import TABLES, Study
+from ..studies.study import Study
+from ..studies.tables import TABLES
 from .plan import GPUS, image_flops, known_gpu, paper_utilisation
 
 # %% ../../nbs/use/61_study_plan.ipynb #hours
