@@ -60,6 +60,8 @@ CONTRASTS = (
     Claim('own', 'the same, samples', _MASKBIT, 'lfq-12-joint-2-1t', 'above', '-'),
     Claim('own', 'bits against an embedding, samples', _LFQ, _MASKBIT, 'above', '-'),
     Claim('own', 'bits against an embedding, both in one group', _LFQ, 'lfq-12-bits-1-1t', 'nats', '-'),
+    Claim('own', 'bits against an embedding, both with twice the steps', _LFQ.replace('-1t', '-long-1t'),
+          _MASKBIT.replace('-1t', '-long-1t'), 'nats', '-'),
     Claim('own', 'VQ renumbered, one group', 'vq-12-bits-1-1t', 'renumbered-12-bits-1-1t', 'nats', '-'),
     Claim('own', 'VQ renumbered, two groups', 'vq-12-bits-2-1t', 'renumbered-12-bits-2-1t', 'nats', '-'),
     *(Claim('own', r.label, r.tuner.name, r.name, 'nats', '-') for r in TABLES['suspects']))
@@ -216,9 +218,10 @@ def share_table(rows): # of `read_tables`
 
 # %% ../../nbs/studies/34_table_claims.ipynb #curves
 def last_fifth(curve): # [[step, loss], ...]
-    "Share of the fall of a curve in the last fifth of its steps."
+    "How far a curve falls in the last fifth of its steps, as a share of its range."
     late = next(v for s, v in curve if s >= 0.8 * curve[-1][0])
-    return (late - curve[-1][1]) / max(curve[0][1] - curve[-1][1], 1e-9)
+    values = [v for _, v in curve]
+    return (late - values[-1]) / max(max(values) - min(values), 1e-9)
 
 
 def draw_curves(rows): # of `read_tables`
