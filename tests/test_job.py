@@ -30,7 +30,7 @@ def test_folder_of_photographs(photos, tmp_path, capsys, monkeypatch):
     models = '--generator g/model --tokenizer t/model'
     command(f'sample {models} --out grid.png --columns 3 --steps 4')
     width, height = Image.open('grid.png').size
-    assert width > 3 * 33 + 1 and height == 2 * 33 + 1                  # names stand before the rows
+    assert width > 3 * 129 + 1 and height == 2 * 129 + 1                  # names stand before the rows
     command(f'sample {models} --out one --columns 2 --steps 2 --labels right')
     assert sorted(p.name for p in (tmp_path/'one').iterdir()) == ['001-right-0000.png', '001-right-0001.png']
     config = json.loads((tmp_path/'g/model/config.json').read_text())
