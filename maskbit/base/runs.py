@@ -49,7 +49,7 @@ def _same_run(path, held, config, about):
     wrong = sorted(set(changed) - _FREE - set(course))
     told = (f'{k} ({changed[k][0]}, not {changed[k][1]})' for k in wrong)
     check(not wrong, f'{folder} holds a run with another {", ".join(told)}: choose another folder, '
-                     'or the same settings to continue it. Only train.steps may grow and optim.lr fall.')
+                     'or the same settings to continue it (train.steps may grow, optim.lr may fall).')
     wrong = _differences(held.get('data'), about)
     check(not wrong, f'The data of the run in {folder} have changed ({"; ".join(wrong[:3])}): '
                      'give it the same again, or choose another folder.')

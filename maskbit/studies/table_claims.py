@@ -146,10 +146,10 @@ def values(rows,    # of `read_tables`
 
 
 def compared(rows, c, tests=1): # a `Claim`; tests made together
-    "`Paired` of its differences, or None; and how many seeds there are."
+    "`Paired` of its differences, or None; and the differences, one of each seed."
     a, b = (values(rows, n, c.measure) for n in (c.before, c.after))
     found = [b[s] - a[s] for s in sorted(a.keys() & b.keys())]
-    return (paired(found, tests) if len(found) > 1 else None), len(found)
+    return (paired(found, tests) if len(found) > 1 else None), found
 
 # %% ../../nbs/studies/34_table_claims.ipynb #verdicts
 def table_verdicts(rows): # of `read_tables`
@@ -159,28 +159,33 @@ def table_verdicts(rows): # of `read_tables`
         claims = [c for c in CLAIMS if c.table == table]
         found = [compared(rows, c, len(claims)) for c in claims]
         ps = holm([f.p if f else 1.0 for f, _ in found])
-        for c, (f, n), p in zip(claims, found, ps):
+        for c, (f, each), p in zip(claims, found, ps):
             across = c.before.startswith('vq') and c.after.startswith('lfq')
             mark = ' (marked: the tokenizers are not matched)' * (marks and across)
-            out[c] = f, p, (verdict(f, p) + mark if f else f'not run ({n} of 2 seeds)')
+            out[c] = f, p, (verdict(f, p) + mark if f else f'not run ({len(each)} of 2 seeds)')
     return out
+
+
+def _each(found): # differences
+    return ', '.join(f'{d:+.3f}' for d in found)
 
 
 def claim_table(rows): # of `read_tables`
     "Each claim: published, measured with 95 % interval, the verdict, what would speak against its reason."
     return markdown_table(
-        ['table', 'claim', 'published: gFID', 'measure', 'measured here', 'p (Holm)', 'seeds', 'verdict',
-         'would count against its reason'],
+        ['table', 'claim', 'published: gFID', 'measure', 'measured here', 'p (Holm)', 'seed by seed',
+         'verdict', 'would count against its reason'],
         [(c.table, c.says, c.published, c.measure, interval(f) if f else 'not run',
-          f'{p:.2g}' if f else '', f.seeds if f else '', said, c.against)
+          f'{p:.2g}' if f else '', _each(compared(rows, c)[1]), said, c.against)
          for c, (f, p, said) in table_verdicts(rows).items()])
 
 
 def contrast_table(rows): # of `read_tables`
     "The rows of our own, with intervals and without verdicts."
     found = [(c, *compared(rows, c)) for c in CONTRASTS]
-    return markdown_table(['change', 'measure', 'measured here', 'seeds'], [
-        (c.says, c.measure, interval(f) if f else 'not run', n) for c, f, n in found])
+    header = ['change', 'measure', 'measured here', 'seed by seed']
+    return markdown_table(header, [
+        (c.says, c.measure, interval(f) if f else 'not run', _each(d)) for c, f, d in found])
 
 # %% ../../nbs/studies/34_table_claims.ipynb #show-table
 MEASURES = {'nats': '.2f', 'nats_in_turn': '.2f', 'floor': '.3f', 'above': '.3f', 'agreement': '.0%'}
