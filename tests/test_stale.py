@@ -8,10 +8,12 @@ from maskbit.stage1.steps import PUBLISHED, result_table
 from maskbit.studies.ablation import STARTS, planned
 from maskbit.studies.semantics import show_semantics
 from maskbit.studies.table_claims import claim_table, contrast_table, read_tables, show_table
-from maskbit.studies.verdicts import beside_table, control_table, read_roadmap, verdict_table
+from maskbit.studies.verdicts import (beside_table, control_table, read_roadmap, two_sets_table,
+                                      verdict_table)
 
 TABLES = {f.__name__: f for f in (result_table, show_table, claim_table, contrast_table,
-                                  show_semantics, verdict_table, beside_table, control_table)}
+                                  show_semantics, verdict_table, beside_table, control_table,
+                                  two_sets_table)}
 # what the calls name
 GIVEN = {'maskbit': maskbit, 'PUBLISHED': PUBLISHED, 'STARTS': STARTS, 'planned': planned}
 
@@ -38,9 +40,8 @@ FOUND = [(path, *table) for path in NOTEBOOKS for table in tables(path)]
 
 @pytest.mark.parametrize('path, call, shown', FOUND, ids=[f'{name(p)}-{c}' for p, c, _ in FOUND])
 def test_a_table_is_not_older_than_its_rows(path, call, shown):
-    group = 'roadmap-two-phase-emoji' if '(emoji)' in call else 'roadmap-two-phase'
-    rows = read_tables() if path.stem == '34_table_claims' else read_roadmap(group)
-    now = eval(call, TABLES | GIVEN | {'rows': rows, 'emoji': rows})
+    rows = read_tables() if path.stem == '34_table_claims' else read_roadmap()
+    now = eval(call, TABLES | GIVEN | {'rows': rows, 'emoji': read_roadmap('roadmap-two-phase-emoji')})
     assert str(now) == shown, f'Run {name(path)} again.'
 
 
@@ -52,6 +53,6 @@ def test_tables_are_found():
 def test_a_range_needs_two_seeds(monkeypatch, seeds, shown):
     metrics = ('kid_lite1', 'frechet_lite1', 'psnr', 'ssim', 'features_lite1', 'codes_used')
     rows = [{'metrics': dict.fromkeys(metrics, 0.5 + seed / 10)} for seed in range(seeds)]
-    monkeypatch.setattr(steps, 'rows_of', lambda step: rows)
+    monkeypatch.setattr(steps, 'rows_of', lambda step, group: rows)
     cells = result_table('ema').splitlines()[-1].split(' | ')
     assert cells[2] == shown and cells[-1].strip(' |') == str(seeds)

@@ -170,14 +170,15 @@ def rows_of(name,                      # of a step, or a whole name such as star
     return next((rows for key, rows in found if is_it(key)), [])
 
 
-def result_table(*names): # of steps
+def result_table(*names,                     # of steps
+                 group='roadmap-two-phase'): # of the rows
     "Published beside measured, the mean over seeds and half of their range, if several."
     digits = {'kid_lite1': '.3f', 'frechet_lite1': '.0f', 'psnr': '.1f', 'ssim': '.2f',
               'features_lite1': '.2f', 'codes_used': ',.0f'}
     def measured(rows): return [shown([r['metrics'][k] for r in rows], d) for k, d in digits.items()]
     header = ['step', 'published: rFID, ImageNet', 'measured: KID, Lite1', 'Fréchet, Lite1', 'PSNR, dB',
               'SSIM', 'features, Lite1', 'codes used', 'seeds']
-    found = {n: rows_of(n) for n in names}
+    found = {n: rows_of(n, group) for n in names}
     published = {n: PUBLISHED.get(n, 'not in the paper') or 'figure only' for n in names}
     return markdown_table(header, [(n, published[n], *measured(rows), len(rows))
                                    for n, rows in found.items()])
@@ -186,14 +187,13 @@ def result_table(*names): # of steps
 def strip(*names,                    # of steps
           group='roadmap-two-phase', # of the rows
           shown=8):                  # pictures, at most 10
-    "Validation pictures of `Shapes`, and what the measured run of each step (seed 0) makes of them."
+    "Validation pictures, and what the measured run of each step (seed 0) makes of them."
     import matplotlib.pyplot as plt
     paths = {n: next((RESULTS/group).glob(f'[0-9]-{n}-seed0.png'), None) for n in names}
     drawn = {n: plt.imread(p) for n, p in paths.items() if p}
     if not drawn: return print('Not run: maskbit roadmap --seeds 0 --results nbs/results')
-    side = next(iter(drawn.values())).shape[0]
-    real = Shapes(side, 'validation', difficulty=1.0).batch(torch.arange(10))[0]
-    rows = {'input': torch.cat([*real], 2).permute(1, 2, 0)} | drawn
+    rows = {'input': plt.imread(RESULTS/group/'inputs.png')} | drawn
+    side = rows['input'].shape[0]
     fig, axes = plt.subplots(len(rows), 1, figsize=(8, 1.02 * len(rows)), dpi=90, squeeze=False)
     for ax, (n, im) in zip(axes[:, 0], rows.items()):
         ax.imshow(im[:, :shown * side]); ax.set(xticks=[], yticks=[])

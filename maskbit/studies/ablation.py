@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'pixels', 'two_phases', 'planned', 'judge_of', 'seconds_a_step', 'called', 'check_validation', 'run_roadmap',
-           'run_pilot']
+           'judge_again', 'run_pilot']
 
 # %% ../../nbs/studies/10_ablation.ipynb #imports
 import contextlib, functools, io, os, tempfile
@@ -18,13 +18,14 @@ from ..base.judges import evaluate_tokenizer, look, reconstruction_metrics
 from ..base.monitor import read_log
 from ..base.networks import have_lite
 from ..base.references import choose, pictures
-from ..base.results import RESULTS, record
+from ..base.results import RESULTS, read_results, record
 from ..base.shapes import Shapes
 from ..base.storage import write_picture
 from ..base.trees import change, check
 from ..stage1 import roadmap
 from ..stage1.perceptual import PerceptualLoss
 from ..stage1.steps import SCALES, WEIGHTS, at_scale
+from ..stage1.tokenizer import Tokenizer
 from ..stage1.tokenizer_training import train_tokenizer
 
 # %% ../../nbs/studies/10_ablation.ipynb #pixels
@@ -63,6 +64,10 @@ def two_phases(steps=None): # of a recipe, up to step 5a; the scale's if not giv
             'model': at[name].model, 'start_from': STARTS[name]})
     alone = {'loss.gan_start': steps, 'loss.gan_ahead': 0}            # without a discriminator
     for k in ('2-capacity', '3-perceptual'): rows[f'control-alone_{k[0]}'] = change(rows[k], alone)
+    rows['control-network_0'] = change(rows['2-capacity'], {
+        'model': at['taming_vqgan'].model, 'start_from': 'start-taming'})
+    loud = rows['3-perceptual'].loss.perceptual_weight
+    rows['control-light_3'] = change(rows['3-perceptual'], {'loss.perceptual_weight': loud / 5})
     return {k: change(c, _EVERYWHERE) for k, c in (rows | longer).items()}
 
 # %% ../../nbs/studies/10_ablation.ipynb #all-rows
@@ -110,11 +115,13 @@ def judge_of(small): # whether it is the scale of a processor core
 
 
 def _measured(tok, data, judge, real, picture):
-    "Measure a tokenizer on `data`, which the `Panel` real has seen, and draw ten reconstructions."
+    "Measure a tokenizer on `data`, which the `Panel` real has seen; draw ten reconstructions."
     device = next(tok.parameters()).device
     first, _ = next(pictures(data, range(10), device))
     picture.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(picture, tok.decode(tok.encode(first)).cpu(), nrow=10, padding=0)
+    for path, drawn in ((picture.with_name('inputs.png'), first),
+                        (picture, tok.decode(tok.encode(first)))):
+        write_picture(path, drawn.cpu(), nrow=10, padding=0)
     found = evaluate_tokenizer(tok, pictures(data, range(len(data)), device), [judge], real=real)
     found = found['metrics'] | {'pictures': found['hash']}
     if not have_lite('efficientnet-lite1'): return found
@@ -215,6 +222,26 @@ def run_roadmap(scale='two-phase',  # two-phase, small or paper
             return _measured(tok, held_out, judge, real(), picture) | {'train_seconds': seconds}
         record(f'{group}/{row}', seed, change(c, own), measure, results)
 
+# %% ../../nbs/studies/10_ablation.ipynb #second
+def judge_again(network='shapes', # of another family than the loss
+                out='runs',       # folder of the training runs
+                results=RESULTS): # folder of the results
+    "Measure the tokenizers of the rows on Shapes once more, into the group `second-judge`."
+    _, held_out = _opened(planned()['6-ema'], 'shapes', '', True)
+    def seen(): return pictures(held_out, range(len(held_out)))
+    real = look([network], seen())
+    for key, rows in read_results('roadmap-two-phase', results).items():
+        for r in rows:
+            row = key.split('/')[1]
+            def measure():
+                run = Path(out)/'roadmap-two-phase'/f'{row}-seed{r["seed"]}'
+                found = evaluate_tokenizer(Tokenizer.from_pretrained(run), seen(), [network], real=real)
+                found = found['metrics']
+                check(abs(found['psnr'] - r['metrics']['psnr']) < 0.001,
+                      f'{run} holds another tokenizer than the row.')
+                return found
+            record(f'second-judge/{row}', r['seed'], {'row': r['config'], 'judge': network}, measure, results)
+
 # %% ../../nbs/studies/10_ablation.ipynb #pilot-rows
 def _pilot_rows():
     "{name: configuration} of the pilot."
@@ -223,7 +250,8 @@ def _pilot_rows():
         c = change(pixels(wide, steps), _EVERYWHERE)
         rows[f'codes-{steps}'] = c
         rows[f'free-{steps}'] = change(c, {'loss.unquantized': steps})
-    return rows | {'dead-500': change(rows['codes-500'], {'loss.unquantized': 0})}
+    return rows | {'dead-500': change(rows['codes-500'], {'loss.unquantized': 0}),
+                   'codes-4000': change(pixels(wide, 4000), _EVERYWHERE)}
 
 # %% ../../nbs/studies/10_ablation.ipynb #pilot-measures
 @torch.no_grad()
@@ -248,7 +276,7 @@ def _pilot_measures(tok, data, free):
 # %% ../../nbs/studies/10_ablation.ipynb #run-pilot
 def run_pilot(out='runs',       # folder of the training runs
               results=RESULTS): # folder of the results
-    "Train and measure the pilot on Shapes: five runs of 500 or 2,000 steps."
+    "Train and measure the pilot on Shapes: six runs of 500 to 4,000 steps."
     for name, c in _pilot_rows().items():
         def measure():
             train, held_out = _opened(c, 'shapes', '', True)

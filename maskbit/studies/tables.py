@@ -74,7 +74,8 @@ TABLES = { # label, gFID, IS, quantizer, bits, input, groups, head, tokens a ste
                  Row('MaskBit, twice the layers', suspect='deep'),
                  Row('MaskBit, more is hidden in training', suspect='high_masks'),
                  Row('MaskBit, twice the steps', suspect='long'),
-                 Row('MaskGIT, twice the steps', suspect='long', **_EMBEDDING)]}
+                 Row('MaskGIT, twice the steps', suspect='long', **_EMBEDDING),
+                 Row('MaskBit in one group, twice the steps', suspect='long', groups=1)]}
 
 # %% ../../nbs/studies/30_tables.ipynb #budgets
 @dataclass(frozen=True)
