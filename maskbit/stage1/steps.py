@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'SCALES', 'WEIGHTS', 'diff_table', 'build', 'cost_table', 'show_levels', 'Scale', 'at_scale', 'rows_of',
-           'result_table', 'strip', 'short_run']
+           'published', 'result_table', 'strip', 'short_run']
 
 # %% ../../nbs/stage1/05_steps.ipynb #imports
 import re, statistics, tempfile
@@ -170,18 +170,28 @@ def rows_of(name,                      # of a step, or a whole name such as star
     return next((rows for key, rows in found if is_it(key)), [])
 
 
+def published(name): # of a step, or of a row that is none
+    "Its reconstruction FID, as text."
+    fid = PUBLISHED.get(name, 'not in the paper')
+    return f'{fid:.2f}' if isinstance(fid, float) else fid or 'figure only'
+
+
 def result_table(*names,                     # of steps
-                 group='roadmap-two-phase'): # of the rows
+                 group='roadmap-two-phase', # of the rows
+                 results=RESULTS):          # folder of the results
     "Published beside measured, the mean over seeds and half of their range, if several."
-    digits = {'kid_lite1': '.3f', 'frechet_lite1': '.0f', 'psnr': '.1f', 'ssim': '.2f',
+    found = {n: rows_of(n, group, results) for n in names}
+    metrics = {k for rows in found.values() for r in rows for k in r['metrics']}
+    judge = next((k[8:] for k in sorted(metrics) if k.startswith('frechet_')), 'lite1')
+    digits = {f'kid_{judge}': '.3f', f'frechet_{judge}': '.0f', 'psnr': '.1f', 'ssim': '.2f',
               'features_lite1': '.2f', 'codes_used': ',.0f'}
-    def measured(rows): return [shown([r['metrics'][k] for r in rows], d) for k, d in digits.items()]
-    header = ['step', 'published: rFID, ImageNet', 'measured: KID, Lite1', 'Fréchet, Lite1', 'PSNR, dB',
-              'SSIM', 'features, Lite1', 'codes used', 'seeds']
-    found = {n: rows_of(n, group) for n in names}
-    published = {n: PUBLISHED.get(n, 'not in the paper') or 'figure only' for n in names}
-    return markdown_table(header, [(n, published[n], *measured(rows), len(rows))
-                                   for n, rows in found.items()])
+    def measured(rows, k, d): return shown([r['metrics'][k] for r in rows if k in r['metrics']], d)
+    name = judge.capitalize()
+    header = ['step', 'published: rFID, ImageNet', f'measured: KID, {name}', f'Fréchet, {name}',
+              'PSNR, dB', 'SSIM', 'features, Lite1', 'codes used', 'seeds']
+    return markdown_table(header, [
+        (n, published(n), *(measured(rows, *kd) for kd in digits.items()), len(rows))
+        for n, rows in found.items()])
 
 # %% ../../nbs/stage1/05_steps.ipynb #strip
 def strip(*names,                    # of steps

@@ -62,11 +62,15 @@ def run_semantics(seeds=(0,),            # one run of every row for each
 def show_semantics(results=RESULTS): # folder of the results
     "The rows, one for each perceptual loss and seed; `not run` where there are none."
     measured = read_results('semantics', results)
-    columns = {'psnr': '.2f', 'frechet_shapes': '.3f',
-               'frechet_shapes of samples': '.3f', 'agreement of samples': '.1%'}
+    columns = {'psnr': '.2f', 'frechet_shapes': '.3f', 'frechet_shapes of samples': '.3f',
+               'kid_shapes of samples': '.4f', 'agreement of samples': '.1%'}
+    def cell(m, k, digits):
+        error = m.get(k.replace('shapes', 'shapes_error')) if k.startswith('kid') else None
+        return f'{m[k]:{digits}}' + (f' ± {error:{digits}}' if error else '')
     def line(name):
-        rows = measured.get(f'semantics/{name}', [])
-        cells = [', '.join(f'{r["metrics"][k]:{d}}' for r in rows) or 'not run' for k, d in columns.items()]
+        rows = [r['metrics'] for r in measured.get(f'semantics/{name}', [])]
+        cells = [', '.join(cell(m, *kd) for m in rows) or 'not run' for kd in columns.items()]
         return [name, *cells, len(rows)]
-    header = ['compared', 'PSNR, dB', 'Fréchet, reconstructions', 'Fréchet, samples', 'agreement', 'seeds']
+    header = ['compared', 'PSNR, dB', 'Fréchet, reconstructions', 'Fréchet, samples', 'KID, samples',
+              'agreement', 'seeds']
     return markdown_table(header, map(line, COMPARED))

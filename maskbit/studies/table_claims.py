@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLAIMS', 'CONTRASTS', 'MEASURES', 'Claim', 'read_tables', 'unmatched', 'values', 'compared', 'table_verdicts',
-           'claim_table', 'contrast_table', 'show_table', 'share_table', 'last_fifth', 'draw_curves', 'not_measured']
+           'claim_table', 'contrast_table', 'show_table', 'share_table', 'last_fifth', 'draw_curves', 'not_measured',
+           'stands_on']
 
 # %% ../../nbs/studies/34_table_claims.ipynb #imports
 import json, statistics
@@ -15,7 +16,8 @@ from .nats import SHARES
 from .table_runs import jobs
 from .study import Study
 from .tables import TABLES
-from .verdicts import apart, holm, interval, paired, verdict
+from .intervals import holm, interval, paired, verdict
+from .verdicts import apart
 
 # %% ../../nbs/studies/34_table_claims.ipynb #claims
 @dataclass(frozen=True)
@@ -55,13 +57,20 @@ CLAIMS = (
           'flips', 'Figure 3'))
 
 # %% ../../nbs/studies/34_table_claims.ipynb #contrasts-list
+_ONE = 'lfq-12-bits-1-1t'
+def _long(row): return row.replace('-1t', '-long-1t')
+
 CONTRASTS = (
     Claim('own', 'a joint head in place of two groups', _MASKBIT, 'lfq-12-joint-2-1t', 'nats', '-'),
     Claim('own', 'the same, samples', _MASKBIT, 'lfq-12-joint-2-1t', 'above', '-'),
     Claim('own', 'bits against an embedding, samples', _LFQ, _MASKBIT, 'above', '-'),
-    Claim('own', 'bits against an embedding, both in one group', _LFQ, 'lfq-12-bits-1-1t', 'nats', '-'),
-    Claim('own', 'bits against an embedding, both with twice the steps', _LFQ.replace('-1t', '-long-1t'),
-          _MASKBIT.replace('-1t', '-long-1t'), 'nats', '-'),
+    Claim('own', 'the same, by the classifier of Shapes', _LFQ, _MASKBIT, 'frechet_shapes', '-'),
+    Claim('own', 'bits against an embedding, both in one group', _LFQ, _ONE, 'nats', '-'),
+    *(Claim('own', f'bits in {n} against an embedding, both with twice the steps', _long(_LFQ), _long(row),
+            'nats', '-') for n, row in (('two groups', _MASKBIT), ('one group', _ONE))),
+    Claim('own', 'two groups against one, in turn', _ONE, _MASKBIT, 'nats_in_turn', '-'),
+    Claim('own', 'two groups against four, in turn', 'lfq-12-bits-4-1t', _MASKBIT, 'nats_in_turn', '-'),
+    Claim('own', 'one token a step in place of four, 12 bits', 'lfq-12-bits-2-4t', _MASKBIT, 'above', '-'),
     Claim('own', 'VQ renumbered, one group', 'vq-12-bits-1-1t', 'renumbered-12-bits-1-1t', 'nats', '-'),
     Claim('own', 'VQ renumbered, two groups', 'vq-12-bits-2-1t', 'renumbered-12-bits-2-1t', 'nats', '-'),
     *(Claim('own', r.label, r.tuner.name, r.name, 'nats', '-') for r in TABLES['suspects']))
@@ -188,7 +197,8 @@ def contrast_table(rows): # of `read_tables`
         (c.says, c.measure, interval(f) if f else 'not run', _each(d)) for c, f, d in found])
 
 # %% ../../nbs/studies/34_table_claims.ipynb #show-table
-MEASURES = {'nats': '.2f', 'nats_in_turn': '.2f', 'floor': '.3f', 'above': '.3f', 'agreement': '.0%'}
+MEASURES = {'nats': '.2f', 'nats_in_turn': '.2f', 'floor': '.3f', 'above': '.3f',
+            'frechet_shapes': '.2f', 'agreement': '.0%'}
 
 
 def show_table(rows,  # of `read_tables`
@@ -202,7 +212,7 @@ def show_table(rows,  # of `read_tables`
         s = r['config']['sample']
         return f'{r["config"]["stage2"]["optim"]["lr"]:g}, {s["temperature"]:g}, {s["guidance_scale"]:g}'
     header = [f'Table {name}', 'gFID, ImageNet', 'IS', 'nats a token', 'in turn', 'KID of the tokenizer',
-              'KID above it', 'agreement', 'rate, t, s', 'seeds: nats, samples']
+              'KID above it', 'Fréchet, Shapes', 'agreement', 'rate, t, s', 'seeds: nats, samples']
     return markdown_table(header, [
         (row.label, row.fid or 'not in the paper', row.score or '-',
          *(cell(row, m, d) for m, d in MEASURES.items()), tuned(row),
@@ -212,14 +222,12 @@ def show_table(rows,  # of `read_tables`
 
 def share_table(rows): # of `read_tables`
     "Nats a token on LFQ tokens by the share that is hidden: where a generator is strong."
-    names = list(dict.fromkeys(r.name for t in TABLES.values() for r in t if r.tokenizer == 'lfq-12'
-                               and r.at_once == 1))
+    wanted = [r for t in TABLES.values() for r in t if r.tokenizer == 'lfq-12' and r.at_once == 1]
+    labels = {r.name: r.label for r in reversed(wanted)}             # the first of a row's two
     shares = [f'nats_{s}' for s in SHARES]
-    def cell(n, m):
-        v = values(rows, n, m)
-        return f'{statistics.fmean(v.values()):.2f}' if v else 'not run'
-    return markdown_table(['lfq-12: hidden', *(f'{m[5:]} %' for m in shares)],
-                          [(n, *(cell(n, m) for m in shares)) for n in names])
+    return markdown_table(['LFQ of 12 bits: hidden', *(f'{m[5:]} %' for m in shares)], [
+        (labels[n], *(shown(list(values(rows, n, m).values()), '.2f') for m in shares))
+        for n in dict.fromkeys(r.name for r in wanted)])
 
 # %% ../../nbs/studies/34_table_claims.ipynb #curves
 def last_fifth(curve): # [[step, loss], ...]
@@ -237,11 +245,13 @@ def draw_curves(rows): # of `read_tables`
     fig, axes = plt.subplots(-(-len(names) // 4), 4, figsize=(9, 2 * -(-len(names) // 4)), dpi=80,
                              squeeze=False, sharex=True, layout='constrained')
     for ax, n in zip(axes.flat, names):
-        for rate in sorted(m for m in rows if m.startswith(f'{n}-lr')):
-            curve = rows[rate][0]['metrics']['curve']
-            label = f'{rate.rpartition("-lr")[2]} ({last_fifth(curve):.0%})'
-            ax.plot(*zip(*curve), lw=1, label=label)
-        ax.set_title(n, fontsize=8); ax.legend(fontsize=6)
+        curves = {float(m.rpartition('-lr')[2]): rows[m][0]['metrics']['curve'] for m in rows
+                  if m.startswith(f'{n}-lr')}
+        for i, rate in enumerate(sorted(curves)):
+            ax.plot(*zip(*curves[rate]), lw=1, color=f'C{i}', label=f'rate {rate:g}')
+        best = min(curves.values(), key=lambda c: c[-1][1])
+        ax.set_title(f'{n} ({last_fifth(best):.0%})', fontsize=8)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center', ncol=4, fontsize=8)
     fig.supxlabel('step', fontsize=8); fig.supylabel('loss, nats a group', fontsize=8)
     for ax in axes.flat[len(names):]: ax.axis('off')
     plt.show()
@@ -254,3 +264,10 @@ def not_measured(rows, seeds=(0, 1, 2, 3)): # of `read_tables`
     if not missing: return ''
     return (f'{len(missing)} of {len(wanted)} rows are not run: maskbit tables --seeds '
             f'{" ".join(map(str, sorted(set(missing))))} --results nbs/results')
+
+
+def stands_on(rows, table): # of `read_tables`; its name
+    "The rows of a table: tokenizers, generators at every rate, tunings and samples."
+    kinds = [k for r in TABLES[table] for k in (r, r.tuner)]
+    wanted = {n for k in kinds for n in (k.tokenizer, k.generator, k.name, f'{k.name}-tuning')}
+    return {n: seeds for n, seeds in rows.items() if n.rpartition('-lr')[0] in wanted or n in wanted}
