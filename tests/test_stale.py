@@ -7,11 +7,12 @@ from maskbit.stage1 import steps
 from maskbit.stage1.steps import PUBLISHED, result_table
 from maskbit.studies.ablation import STARTS, planned
 from maskbit.studies.semantics import show_semantics
-from maskbit.studies.table_claims import claim_table, contrast_table, read_tables, show_table
+from maskbit.studies.table_claims import (claim_table, contrast_table, read_tables, share_table,
+                                          show_table)
 from maskbit.studies.verdicts import (beside_table, control_table, read_roadmap, two_sets_table,
                                       verdict_table)
 
-TABLES = {f.__name__: f for f in (result_table, show_table, claim_table, contrast_table,
+TABLES = {f.__name__: f for f in (result_table, show_table, share_table, claim_table, contrast_table,
                                   show_semantics, verdict_table, beside_table, control_table,
                                   two_sets_table)}
 # what the calls name
@@ -53,6 +54,13 @@ def test_tables_are_found():
 def test_a_range_needs_two_seeds(monkeypatch, seeds, shown):
     metrics = ('kid_lite1', 'frechet_lite1', 'psnr', 'ssim', 'features_lite1', 'codes_used')
     rows = [{'metrics': dict.fromkeys(metrics, 0.5 + seed / 10)} for seed in range(seeds)]
-    monkeypatch.setattr(steps, 'rows_of', lambda step, group: rows)
+    monkeypatch.setattr(steps, 'rows_of', lambda *_: rows)
     cells = result_table('ema').splitlines()[-1].split(' | ')
     assert cells[2] == shown and cells[-1].strip(' |') == str(seeds)
+
+
+def test_a_table_names_its_judge(monkeypatch):
+    metrics = ('kid_inception', 'frechet_inception', 'psnr', 'ssim', 'codes_used')
+    monkeypatch.setattr(steps, 'rows_of', lambda *_: [{'metrics': dict.fromkeys(metrics, 0.5)}])
+    header, _, row = result_table('ema', group='roadmap-paper').splitlines()
+    assert 'measured: KID, Inception' in header and row.count('not run') == 1

@@ -22,7 +22,7 @@ from .verdicts import apart
 # %% ../../nbs/studies/34_table_claims.ipynb #claims
 @dataclass(frozen=True)
 class Claim:
-    "A claim of Sec. 4.2: `after` is lower than `before` in this measure."
+    "A claim of Sec. 4.2, or ours: `after` is lower than `before` in this measure."
     table: str      # 3a, 3b, 4a, 4b, or flips
     says: str       # in words
     before: str     # a row, or a tokenizer
@@ -54,7 +54,7 @@ CLAIMS = (
           '1.62 to 1.56'),
     Claim('4b', 'and twice again', 'lfq-14-bits-2-2t', 'lfq-14-bits-2-1t', 'above', '1.56 to 1.52'),
     Claim('flips', 'a flipped bit moves an LFQ picture less than a VQ picture', 'vq-12', 'lfq-12',
-          'flips', 'Figure 3'))
+          'flips', 'Figure 3, of LFQ alone'))
 
 # %% ../../nbs/studies/34_table_claims.ipynb #contrasts-list
 _ONE = 'lfq-12-bits-1-1t'
@@ -257,12 +257,16 @@ def draw_curves(rows): # of `read_tables`
     plt.show()
 
 # %% ../../nbs/studies/34_table_claims.ipynb #not-run
-def not_measured(rows, seeds=(0, 1, 2, 3)): # of `read_tables`
+def not_measured(rows, # of `read_tables`
+                 seeds=(0, 1, 2, 3),
+                 group='tables-core'): # theirs
     "How many rows of these seeds are missing, and the command; empty if none is."
-    wanted = [(n, s) for s in seeds for n, *_ in jobs(Study(), TABLES, s)]
+    scale, _, called = group.removeprefix('tables-').partition('-')
+    wanted = [(n, s) for s in seeds for n, *_ in jobs(Study(scale), TABLES, s)]
     missing = [s for n, s in wanted if s not in rows.get(n, {})]
     if not missing: return ''
-    return (f'{len(missing)} of {len(wanted)} rows are not run: maskbit tables --seeds '
+    own = f'--scale {scale} ' * (scale != 'core') + '--images FOLDER --validation FOLDER ' * bool(called)
+    return (f'{len(missing)} of {len(wanted)} rows are not run: maskbit tables {own}--seeds '
             f'{" ".join(map(str, sorted(set(missing))))} --results nbs/results')
 
 

@@ -162,7 +162,8 @@ def phases(out): # folder of the squares and the runs
                            'train.steps': 3600})
     recipe = change(both, {'start_from': f'{out}/pixels', 'loss.perceptual': 'lite0',
                            'loss.perceptual_weight': 0.008, 'loss.gan': 0.04,
-                           'loss.gan_start': 200, 'loss.gan_ahead': 200, 'loss.entropy_boost': 0.0,
+                           'loss.gan_start': 200, 'loss.gan_ahead': 200,
+                           'loss.entropy_boost': 0.0, 'loss.entropy_boost_steps': 600,
                            'optim.lr': 3e-4, 'optim.warmup': 20, 'train.steps': 1200})
     larger = change(recipe, {'start_from': f'{out}/recipe', 'data.images': f'{out}/pictures/larger',
                              'model.resolution': 128, 'train.batch': 4, 'train.microbatch': 4,
