@@ -50,7 +50,7 @@ _PAPER = (10, 12, 14, 16, 18)    # bits of the paper's models
 
 STAGE1 = {
     'tiny': _shapes_tokenizer(450, 32, 1e-3),
-    'shapes': _shapes_tokenizer(3000, 32, 1e-3),
+    'shapes': _shapes_tokenizer(5000, 32, 1e-3),
     **{f'paper-{k}bit': Stage1Config(TokenizerConfig(bits=k)) for k in _PAPER}}
 
 STAGE2 = {
