@@ -61,7 +61,7 @@ def find_model(name,   # a folder of a model or a run, a bundled model, or a hub
         no_revision(name, hub)
         return folder
     bundled = ' or '.join(sorted(p.name.removesuffix(f'-{kind}') for p in _ASSETS.glob(f'*-{kind}')))
-    check(re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)), f'There is no {kind} {name!r}: '
+    check(re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)), f'There is no {kind} {str(name)!r}: '
           'give a folder that holds config.json and model.safetensors, '
           f'the name of a bundled one ({bundled}), a released one (maskbit_{kind}_12bit), '
           'or one on the hub (user/name).')

@@ -68,6 +68,8 @@ CONTRASTS = (
     Claim('own', 'bits against an embedding, both in one group', _LFQ, _ONE, 'nats', '-'),
     *(Claim('own', f'bits in {n} against an embedding, both with twice the steps', _long(_LFQ), _long(row),
             'nats', '-') for n, row in (('two groups', _MASKBIT), ('one group', _ONE))),
+    Claim('own', 'two groups in turn against an embedding, both with twice the steps', _long(_LFQ),
+          _long(_MASKBIT), 'nats_in_turn', '-'),
     Claim('own', 'two groups against one, in turn', _ONE, _MASKBIT, 'nats_in_turn', '-'),
     Claim('own', 'two groups against four, in turn', 'lfq-12-bits-4-1t', _MASKBIT, 'nats_in_turn', '-'),
     Claim('own', 'one token a step in place of four, 12 bits', 'lfq-12-bits-2-4t', _MASKBIT, 'above', '-'),

@@ -221,7 +221,8 @@ def beside_table(rows): # of `read_roadmap`
 
 
 CONTROLS = (    # a row, and one that is compared with it
-    ('capacity', 'control-network_0'), ('capacity', 'control-light_3'),
+    ('taming_vqgan', 'control-network_0'), ('capacity', 'control-network_0'),
+    ('perceptual', 'control-light_3'), ('capacity', 'control-light_3'),
     ('control-recipe_0', 'symmetric'), ('control-recipe_0_wide', 'capacity'),
     ('control-alone_2', 'capacity'), ('control-alone_3', 'perceptual'),
     ('control-alone_3', 'discriminator_1'), ('control-pixels_slow', 'control-pixels'),
