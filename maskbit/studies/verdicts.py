@@ -232,9 +232,12 @@ CONTROLS = (    # a row, and one that is compared with it
 
 def control_table(rows): # of `read_roadmap`
     "What explains the steps: differences of controls and rows, with intervals, without verdicts."
-    found = [(a, b, differences(rows, a, b)) for a, b in CONTROLS]
-    return markdown_table(['before', 'after', f'after - before: kid_{judge(rows)}', 'seeds'], [
-        (a, b, interval(paired(v)) if len(v) > 1 else 'not run', len(v)) for a, b, v in found])
+    metrics = f'kid_{judge(rows)}', 'frechet_shapes'
+    def cell(a, b, metric):
+        values = differences(rows, a, b, metric)
+        return interval(paired(values)) if len(values) > 1 else 'not run'
+    return markdown_table(['before', 'after', *(f'after - before: {m}' for m in metrics), 'seeds'], [
+        (a, b, *(cell(a, b, m) for m in metrics), len(differences(rows, a, b))) for a, b in CONTROLS])
 
 # %% ../../nbs/studies/12_verdicts.ipynb #two-sets
 def two_sets_table(rows,   # of `read_roadmap`
