@@ -160,7 +160,7 @@ def outside(text, path, url):
         link, _, fragment = found[1].partition('#')
         target = (path.parent/link).resolve()
         if not link or re.match(r'\w+:', link) or not target.is_relative_to(ROOT): return found[0]
-        if target.is_relative_to(NBS) and target.suffix in ('.ipynb', '.png', '.svg'): return found[0]
+        if target.is_relative_to(NBS) and target.suffix in ('.ipynb', '.png', '.jpg', '.svg'): return found[0]
         return f']({url}/{target.relative_to(ROOT)}{"#" * bool(fragment)}{fragment})'
     return re.sub(r'\]\(([^)\s]+)\)', lead, text)
 
