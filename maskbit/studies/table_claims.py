@@ -16,7 +16,7 @@ from .nats import SHARES
 from .table_runs import jobs
 from .study import Study
 from .tables import TABLES
-from .intervals import holm, interval, paired, verdict
+from .intervals import each_seed, holm, interval, paired, verdict
 from .verdicts import apart
 
 # %% ../../nbs/studies/34_table_claims.ipynb #claims
@@ -177,17 +177,13 @@ def table_verdicts(rows): # of `read_tables`
     return out
 
 
-def _each(found): # differences
-    return ', '.join(f'{d:+.3f}' for d in found)
-
-
 def claim_table(rows): # of `read_tables`
     "Each claim: published, measured with 95 % interval, the verdict, what would speak against its reason."
     return markdown_table(
         ['table', 'claim', 'published: gFID', 'measure', 'measured here', 'p (Holm)', 'seed by seed',
          'verdict', 'would count against its reason'],
         [(c.table, c.says, c.published, c.measure, interval(f) if f else 'not run',
-          f'{p:.2g}' if f else '', _each(compared(rows, c)[1]), said, c.against)
+          f'{p:.2g}' if f else '', each_seed(compared(rows, c)[1]), said, c.against)
          for c, (f, p, said) in table_verdicts(rows).items()])
 
 
@@ -196,7 +192,7 @@ def contrast_table(rows): # of `read_tables`
     found = [(c, *compared(rows, c)) for c in CONTRASTS]
     header = ['change', 'measure', 'measured here', 'seed by seed']
     return markdown_table(header, [
-        (c.says, c.measure, interval(f) if f else 'not run', _each(d)) for c, f, d in found])
+        (c.says, c.measure, interval(f) if f else 'not run', each_seed(d)) for c, f, d in found])
 
 # %% ../../nbs/studies/34_table_claims.ipynb #show-table
 MEASURES = {'nats': '.2f', 'nats_in_turn': '.2f', 'floor': '.3f', 'above': '.3f',

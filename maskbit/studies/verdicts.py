@@ -14,7 +14,7 @@ from ..base.results import RESULTS, markdown_table, read_results
 from ..base.trees import change, check, diff, from_json
 from ..stage1.steps import PUBLISHED, SCALES, published
 from .ablation import planned
-from .intervals import holm, interval, paired, verdict
+from .intervals import each_seed, holm, interval, paired, verdict
 
 # %% ../../nbs/studies/12_verdicts.ipynb #claims
 @dataclass(frozen=True)
@@ -63,6 +63,16 @@ def _budget(rows, scale):
           'in a folder of results of their own.')
     return found.pop()
 
+# %% ../../nbs/studies/12_verdicts.ipynb #second-judge
+def _add_second_judge(rows, results):
+    "What a network of another family says of the same tokenizers, where it was asked."
+    for key, seeds in read_results('second-judge', results).items():
+        mine = rows.get(key.split('/')[1], {})
+        for r in seeds:
+            same = mine.get(r['seed'], {}).get('config') == r['config']['row']
+            name = f'frechet_{r["config"]["judge"]}'
+            if same: mine[r['seed']]['metrics'][name] = r['metrics'][name]
+
 # %% ../../nbs/studies/12_verdicts.ipynb #read-roadmap
 def apart(want,   # a configuration
           stored): # as a row has it
@@ -77,16 +87,6 @@ def _check_row(r, design):
     wrong = apart(change(design, {'train.seed': r['seed'], 'data.images': images}), r['config'])
     check(not wrong, f'{r["name"]}, seed {r["seed"]}, is a row of another recipe: '
           f'{"; ".join(wrong)}. Measure it again.')
-
-
-def _add_second_judge(rows, results):
-    "What a network of another family says of the same tokenizers, where it was asked."
-    for key, seeds in read_results('second-judge', results).items():
-        mine = rows.get(key.split('/')[1], {})
-        for r in seeds:
-            same = mine.get(r['seed'], {}).get('config') == r['config']['row']
-            name = f'frechet_{r["config"]["judge"]}'
-            if same: mine[r['seed']]['metrics'][name] = r['metrics'][name]
 
 
 def read_roadmap(group='roadmap-two-phase', # of rows
@@ -126,7 +126,7 @@ def core_hours(rows): # of `read_roadmap`, or of Tables 3 and 4
     def seconds(r): return max(r['seconds'], r['metrics'].get('train_seconds', 0))
     return sum(seconds(r) for seeds in rows.values() for r in seeds.values()) / 3600
 
-
+# %% ../../nbs/studies/12_verdicts.ipynb #mixed
 def mixed(rows): # of `read_roadmap`, or of Tables 3 and 4
     "Where they come from, in words, if it is not one place."
     every = [r for seeds in rows.values() for r in seeds.values()]
@@ -219,7 +219,7 @@ def beside_table(rows): # of `read_roadmap`
     return markdown_table(['step', 'change', *digits], [
         (c.step, c.says, *(cell(c, m) for m in digits)) for c in CLAIMS])
 
-
+# %% ../../nbs/studies/12_verdicts.ipynb #controls-table
 CONTROLS = (    # a row, and one that is compared with it
     ('taming_vqgan', 'control-network_0'), ('capacity', 'control-network_0'),
     ('perceptual', 'control-light_3'), ('capacity', 'control-light_3'),
@@ -248,7 +248,7 @@ def two_sets_table(rows,   # of `read_roadmap`
         found = paired(here) if len(here) > 1 else None
         same = sum(v * found.mean > 0 for v in there) if found else 0
         return (before, after, interval(found) if found else 'not run',
-                ', '.join(f'{v:+.3f}' for v in there) or 'not run', f'{same} of {len(there)}')
+                each_seed(there) or 'not run', f'{same} of {len(there)}')
     return markdown_table(['before', 'after', f'kid_{judge(rows)}: first set', 'other set: each seed',
                            'seeds of the same direction'],
                           [line(*pair) for pair in [*((c.before, c.after) for c in CLAIMS), *CONTROLS]])
